@@ -1,0 +1,1 @@
+"""Recipes: the typed schema, merging, validation and messages. Nothing here imports torch."""

@@ -1,0 +1,196 @@
+"""Rules on teacher, students and text towers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePath
+
+from distill.config.fields import MISSING, schema
+from distill.config.finding import Finding, is_set
+from distill.config.schema import Config
+from distill.errors import did_you_mean
+from students import parse_arch
+
+SOURCE_KINDS = ("run",)
+AVERAGING = ("ema", "ema_head", "cotrained")  # teacher modes that average heads or more
+OTHER_MODELS = ("frozen", "cotrained")  # teacher modes in which the teacher is not the student itself
+
+
+def archs(config: Config) -> Iterator[Finding]:
+    named = [(f"students.{i}.arch", student.arch) for i, student in enumerate(config.students)]
+    if config.teacher.arch is not None:
+        named.append(("teacher.arch", config.teacher.arch))
+    for key, arch in named:
+        try:
+            parse_arch(arch)
+        except ValueError as error:
+            yield Finding((key,), f"{key}: {error}")
+
+
+def student_names(config: Config) -> Iterator[Finding]:
+    reserved = {key.split(".*.")[1] for key in schema()[0] if key.startswith("students.*.")} | {"teacher"}
+    names = [student.name for student in config.students]
+    for i, name in enumerate(names):
+        key = f"students.{i}.name"
+        if not name or not all(c.isalnum() or c in "_-" for c in name) or name.isdigit():
+            yield Finding((key,), f"{key}: '{name}' must be letters, digits, '_' or '-', and not digits alone")
+        elif name in reserved:
+            yield Finding((key,), f"{key}: '{name}' has another meaning here; choose another name")
+        elif name in names[:i]:
+            yield Finding((key,), f"{key}: '{name}' is taken by student {names.index(name)}; names must differ")
+
+
+def teacher_keys(config: Config) -> Iterator[Finding]:
+    teacher = config.teacher
+    mode = teacher.mode
+    if mode == "frozen" and not teacher.source:
+        fix = "give a model, as teacher.source=run:runs/my_teacher, or another teacher.mode"
+        yield Finding(
+            ("teacher.source", "teacher.mode"), f"teacher.source: not given, but teacher.mode is frozen; {fix}"
+        )
+    if mode == "cotrained" and not teacher.arch:
+        text = "teacher.arch: not given, but teacher.mode is cotrained; give SIZE/PATCH, as teacher.arch=L/14"
+        yield Finding(("teacher.arch", "teacher.mode"), text)
+    only = {"source": "frozen", "arch": "cotrained", "depth": "cotrained", "lr": "cotrained"}
+    for name, needed in only.items():
+        key = f"teacher.{name}"
+        if getattr(teacher, name) is not None and mode != needed:
+            fix = f"set teacher.mode={needed} or {key}=null"
+            yield Finding((key, "teacher.mode"), f"{key}: only used with teacher.mode {needed} (it is {mode}); {fix}")
+    if is_set(config, "teacher.tokens") and mode != "cotrained":
+        fix = "the tokens a student is supervised on are objective.patch.tokens"
+        text = f"teacher.tokens: only used with teacher.mode cotrained (it is {mode}); {fix}"
+        yield Finding(("teacher.tokens", "teacher.mode"), text)
+    if mode not in AVERAGING:
+        for name in ("start", "end"):
+            key = f"teacher.momentum.{name}"
+            if is_set(config, key):
+                yield Finding((key,), f"{key}: not used, as teacher.mode {mode} averages nothing", warning=True)
+    elif teacher.momentum.start > teacher.momentum.end:
+        text = f"teacher.momentum.start: {teacher.momentum.start:g} is above teacher.momentum.end"
+        yield Finding(("teacher.momentum.start", "teacher.momentum.end"), f"{text} ({teacher.momentum.end:g})")
+
+
+def teacher_source(config: Config) -> Iterator[Finding]:
+    source = config.teacher.source
+    if config.teacher.mode != "frozen" or not source or source == MISSING:
+        return
+    kind, colon, rest = source.partition(":")
+    if not colon or kind not in SOURCE_KINDS:
+        fix = f"write run:{source} for a run's folder" if not colon else "Allowed: run:PATH"
+        text = f"teacher.source: '{source}' does not say what it is; {fix}"
+        if colon:
+            text = f"teacher.source: unknown kind '{kind}' in '{source}'.{did_you_mean(kind, SOURCE_KINDS)} {fix}"
+        yield Finding(("teacher.source",), text)
+    elif not rest:
+        yield Finding(("teacher.source",), f"teacher.source: '{source}' names no run after the colon")
+
+
+def one_student(config: Config) -> Iterator[Finding]:
+    if len(config.students) > 1 and config.teacher.mode not in OTHER_MODELS:
+        names = ", ".join(student.name for student in config.students)
+        count = f"{len(config.students)} ({names})"
+        text = f"students: {count}, but with teacher.mode {config.teacher.mode} the teacher is made of"
+        fix = "keep one, or set teacher.mode=frozen or cotrained"
+        yield Finding(("students.1.name", "teacher.mode"), f"{text} the student, so there can be only one; {fix}")
+
+
+def student_starts(config: Config) -> Iterator[Finding]:
+    mode = config.teacher.mode
+    for i, student in enumerate(config.students):
+        key = f"students.{i}.init"
+        yield from _start(key, student.init, ("scratch", "teacher", "layers"))
+        if student.init in ("teacher", "layers") and mode not in OTHER_MODELS:
+            text = f"{key}: {student.init}, but teacher.mode is {mode}, so there is no other model to copy"
+            yield Finding((key, "teacher.mode"), f"{text}; use scratch, a checkpoint, or teacher.mode=frozen")
+        yield from _layers(config, i)
+        if "vision" in student.freeze and student.init == "scratch":
+            text = f"students.{i}.freeze: vision is frozen but starts from scratch, so it would stay random"
+            yield Finding((f"students.{i}.freeze", key), f"{text}; give students.{i}.init")
+        if {"vision", "text"} <= set(student.freeze) or ("vision" in student.freeze and config.text.freeze):
+            text = f"students.{i}.freeze: vision and text are both frozen; nothing is left to train"
+            yield Finding((f"students.{i}.freeze", "text.freeze"), text)
+    cut = [s.name for s in config.students if s.init == "teacher" and s.depth is not None]
+    for name in cut:
+        i = [s.name for s in config.students].index(name)
+        text = f"students.{i}.depth: with init teacher all of the teacher is copied; use init: layers to choose blocks"
+        yield Finding((f"students.{i}.depth", f"students.{i}.init"), text, warning=True)
+
+
+def _layers(config: Config, i: int) -> Iterator[Finding]:
+    student = config.students[i]
+    key, keys = f"students.{i}.layers", (f"students.{i}.layers", f"students.{i}.init", f"students.{i}.arch")
+    if student.layers and student.init != "layers":
+        fix = f"set students.{i}.init=layers or students.{i}.layers=[]"
+        yield Finding(keys, f"{key}: only used with init layers (it is {student.init}); {fix}")
+    if student.init != "layers":
+        return
+    try:
+        arch = parse_arch(student.arch)
+    except ValueError:
+        return
+    depth = student.depth or arch.depth
+    if student.layers and len(student.layers) != depth:
+        text = f"{key}: {len(student.layers)} given, but student '{student.name}' has {depth} blocks"
+        yield Finding(
+            (*keys, f"students.{i}.depth"),
+            f"{text}; list {depth} blocks of the teacher, or none to take evenly spaced ones",
+        )
+    if any(layer < 0 for layer in student.layers):
+        yield Finding(keys, f"{key}: {min(student.layers)} is not a block; they are counted from 0")
+    teacher = config.teacher
+    if teacher.mode == "cotrained" and teacher.arch:
+        try:
+            other = parse_arch(teacher.arch)
+        except ValueError:
+            return
+        last = (teacher.depth or other.depth) - 1
+        if max(student.layers, default=0) > last:
+            text = f"{key}: block {max(student.layers)} does not exist; the teacher's are 0 to {last}"
+            yield Finding((*keys, "teacher.arch", "teacher.depth"), text)
+        if other.width != arch.width:
+            text = f"students.{i}.init: layers of {teacher.arch} (width {other.width}) do not fit {student.arch}"
+            yield Finding((f"students.{i}.init", "teacher.arch"), f"{text} (width {arch.width})")
+
+
+def _start(key: str, value: str, words: tuple[str, ...]) -> Iterator[Finding]:
+    """An init is one of the words, or something that can be a path or a source."""
+    if value in words or value == MISSING or ":" in value or "/" in value or PurePath(value).suffix:
+        return
+    allowed = f"Allowed: {', '.join(words)}, run:PATH or the path of a checkpoint"
+    yield Finding((key,), f"{key}: '{value}' is not allowed.{did_you_mean(value, words)} {allowed}")
+
+
+def text_tower(config: Config) -> Iterator[Finding]:
+    text, mode = config.text, config.teacher.mode
+    yield from _start("text.init", text.init, ("scratch", "teacher"))
+    if text.init == "teacher" and mode not in OTHER_MODELS:
+        said = f"text.init: teacher, but teacher.mode is {mode}, so there is no other model to copy"
+        yield Finding(("text.init", "teacher.mode"), f"{said}; use scratch, a checkpoint, or teacher.mode=frozen")
+    frozen = [("text.freeze", config.text.freeze)]
+    frozen += [(f"students.{i}.freeze", "text" in s.freeze) for i, s in enumerate(config.students)]
+    for key, is_frozen in frozen:
+        if is_frozen and text.init == "scratch":
+            said = f"{key}: the text tower is frozen but starts from scratch, so it would stay random"
+            yield Finding((key, "text.init"), f"{said}; give text.init")
+    for key, is_frozen in frozen[1:]:
+        if is_frozen and text.freeze:
+            yield Finding((key,), f"{key}: text is already frozen by text.freeze", warning=True)
+
+
+def tokenizer(config: Config) -> Iterator[Finding]:
+    value = config.text.tokenizer
+    words = ("words", "clip")
+    if value not in words and value != MISSING and not value.endswith(".model"):
+        allowed = "Allowed: words, clip, or the path of a SentencePiece .model file"
+        yield Finding(
+            ("text.tokenizer",), f"text.tokenizer: '{value}' is not allowed.{did_you_mean(value, words)} {allowed}"
+        )
+    if value != "words" and is_set(config, "text.vocabulary"):
+        text = f"text.vocabulary: not used, as tokenizer '{value}' has its own"
+        yield Finding(("text.vocabulary", "text.tokenizer"), text, warning=True)
+
+
+RULES = (
+    archs, student_names, teacher_keys, teacher_source, one_student, student_starts, text_tower, tokenizer,
+)  # fmt: skip

@@ -1,0 +1,88 @@
+"""Rules on objective, optimiser and training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from distill.config.finding import Finding, is_set
+from distill.config.schema import Config
+
+
+def weights(config: Config) -> Iterator[Finding]:
+    objective = config.objective
+    parts = {"patch": objective.patch.weight, "cls": objective.cls.weight, "contrastive": objective.contrastive.weight}
+    keys = tuple(f"objective.{name}.weight" for name in parts)
+    if not any(parts.values()):
+        yield Finding(keys, "objective: all three weights are 0, so there is nothing to learn; raise one above 0")
+    elif config.teacher.mode == "frozen" and not (parts["patch"] or parts["cls"]):
+        text = "objective: a teacher is loaded but gives no targets, as the patch and cls weights are 0"
+        yield Finding(keys, text, warning=True)
+
+
+def temperatures(config: Config) -> Iterator[Finding]:
+    contrastive, patch = config.objective.contrastive, config.objective.patch
+    if contrastive.min_temperature >= contrastive.temperature:
+        key = "objective.contrastive.min_temperature"
+        text = f"{key}: {contrastive.min_temperature:g} must be below objective.contrastive.temperature"
+        yield Finding((key, "objective.contrastive.temperature"), f"{text} ({contrastive.temperature:g})")
+    for name, sharp, soft in (
+        ("patch", patch.teacher_temperature.end, patch.student_temperature),
+        ("cls", config.objective.cls.teacher_temperature, config.objective.cls.student_temperature),
+    ):
+        if sharp > soft:
+            teacher = f"objective.{name}.teacher_temperature" + (".end" if name == "patch" else "")
+            student = f"objective.{name}.student_temperature"
+            text = (
+                f"{teacher}: {sharp:g} is above {student} ({soft:g}); targets softer than the student invite collapse"
+            )
+            yield Finding((teacher, student), text, warning=True)
+
+
+def batch(config: Config) -> Iterator[Finding]:
+    train = config.train
+    unit = train.accumulate * train.devices
+    if train.batch % unit:
+        near = [n for n in (train.batch // unit * unit, train.batch // unit * unit + unit) if n > 0]
+        text = f"train.batch: {train.batch} does not divide into train.accumulate x train.devices"
+        counts = f"({train.accumulate} x {train.devices} = {unit})"
+        yield Finding(
+            ("train.batch", "train.accumulate", "train.devices"),
+            f"{text} {counts}; nearest that do: {', '.join(map(str, near))}",
+        )
+    elif config.objective.contrastive.weight > 0 and train.batch // train.accumulate < 2:
+        text = "train.batch: 1 image per micro-batch, but contrast needs at least two to tell apart"
+        yield Finding(("train.batch", "train.accumulate", "objective.contrastive.weight"), text)
+
+
+def optimiser(config: Config) -> Iterator[Finding]:
+    optim = config.optim
+    if len(optim.betas) != 2:
+        yield Finding(("optim.betas",), f"optim.betas: {optim.betas} must be two numbers, as [0.9, 0.95]")
+    if optim.name != "adamw" and is_set(config, "optim.betas"):
+        yield Finding(("optim.betas",), f"optim.betas: not used by {optim.name}", warning=True)
+
+
+def hardware(config: Config) -> Iterator[Finding]:
+    train = config.train
+    if train.accelerator == "cpu" and train.precision == "fp16":
+        text = "train.precision: fp16 needs a GPU, but train.accelerator is cpu; use fp32 or bf16"
+        yield Finding(("train.precision", "train.accelerator"), text)
+
+
+def name(config: Config) -> Iterator[Finding]:
+    bad = [c for c in config.name if c in '/\\:*?"<>|' or c.isspace()]
+    if bad or config.name in (".", "..") or config.name.startswith("-"):
+        text = f"name: '{config.name}' cannot be the name of a folder; use letters, digits, '_', '-' and '.'"
+        yield Finding(("name",), text)
+
+
+def live_evals(config: Config) -> Iterator[Finding]:
+    tasks = config.eval.tasks
+    if config.eval.every > 0 and not tasks:
+        text = f"eval.every: {config.eval.every}, but eval.tasks is empty, so nothing is evaluated"
+        yield Finding(("eval.every", "eval.tasks"), f"{text}; as eval.tasks=[zeroshot_seg, knn]", warning=True)
+    for task in sorted({task for task in tasks if tasks.count(task) > 1}):
+        yield Finding(("eval.tasks",), f"eval.tasks: '{task}' is listed twice")
+
+
+RULES = (weights, temperatures, batch, optimiser, hardware, name, live_evals)

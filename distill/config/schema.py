@@ -1,0 +1,276 @@
+"""The typed recipe: every key, its default, what it accepts and what it does.
+
+Defaults live here and nowhere else. `opt` attaches the accepted values and a help line to each field; validation
+(`distill.config.rules`), `distill check` and the configuration page of the docs all read them from there.
+Defaults are the paper's where it states them, and section 9 of our method notes otherwise.
+"""
+
+# ruff: noqa: RUF009 (`opt` builds a field)
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def opt(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    above: float | None = None,
+) -> Any:
+    """A config field: `low <= value <= high`, `above < value < below`, `choices` of words; lists go by item."""
+    bounds = {"choices": choices, "low": low, "high": high, "below": below, "above": above}
+    metadata = {"help": help, **{k: v for k, v in bounds.items() if v is not None}}
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+TEACHER_MODES = ("frozen", "ema", "ema_head", "cotrained", "none")
+TOKENS = ("masked", "visible", "all")
+SOURCES = ("scenes", "shards")
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+@dataclass
+class ScenesConfig:
+    size: int = opt(64, "side of a scene in pixels", low=32, high=448)
+    count: int = opt(8192, "how many different training scenes there are", low=1)
+    seed: int = opt(0, "which world of scenes; samples are a pure function of (seed, index)", low=0)
+    cache: bool = opt(True, "keep rendered scenes in memory")
+
+
+@dataclass
+class DataConfig:
+    source: str = opt("scenes", "scenes: the embedded procedural world; shards: webdataset tars", choices=SOURCES)
+    scenes: ScenesConfig = opt(ScenesConfig, "the procedural world")
+    shards: str | None = opt(None, "tars: glob, brace range, 'pipe:COMMAND' or http(s) url; several joined by '::'")
+    shuffle: int = opt(10000, "shuffle window in samples (0: the stored order)", low=0)
+    epoch: int | None = opt(None, "samples in an epoch (null: all; required for pipes and urls)", low=1)
+    workers: int = opt(2, "loader processes per rank (0: load in the training process)", low=0)
+    max_error_rate: float = opt(0.01, "share of unreadable samples above which the run stops", low=0, high=1)
+
+
+@dataclass
+class CaptionsConfig:
+    cls1: list[str] = opt(["web"], "caption fields of CLS-1; several: one drawn uniformly per sample and epoch")
+    cls2: list[str] = opt(["synthetic", "detailed"], "caption fields of CLS-2; an empty list gives a one-CLS model")
+    fallback: str | None = opt(None, "field used where a listed one is missing (null: that is an error)")
+
+
+@dataclass
+class ViewsConfig:
+    global_size: int = opt(224, "side of the global crop in pixels", low=8)
+    local_size: int = opt(98, "side of a local crop in pixels", low=4)
+    locals: int = opt(6, "local crops per image", low=0)
+    global_scale: list[float] = opt([0.4, 1.0], "area range of the global crop", above=0, high=1)
+    local_scale: list[float] = opt([0.05, 0.4], "area range of the local crops", above=0, high=1)
+    flip: float = opt(0.5, "probability of a horizontal flip", low=0, high=1)
+
+
+@dataclass
+class MaskConfig:
+    ratio: float = opt(0.75, "share of the student's patches replaced by the mask token", low=0, below=1)
+    kind: str = opt("random", "random patches or rectangular blocks", choices=("random", "block"))
+
+
+# ------------------------------------------------------------------------------------------------ models
+
+
+@dataclass
+class MomentumConfig:
+    start: float = opt(0.994, "averaging momentum at the first step", low=0, high=1)
+    end: float = opt(1.0, "averaging momentum at the last step (cosine in between)", low=0, high=1)
+
+
+@dataclass
+class StudentConfig:
+    name: str = opt("student", "used in logs, checkpoints and results")
+    arch: str = opt("B/14", "SIZE/PATCH, size one of tiny, S, B, L, So400m, g and patch 8, 14 or 16")
+    depth: int | None = opt(None, "number of blocks (null: the size's own)", low=1)
+    init: str = opt("scratch", "vision weights: scratch | teacher | layers | a run or checkpoint path")
+    layers: list[int] = opt([], "with init: layers, which teacher blocks to copy, in order (none: evenly spaced ones)")
+    freeze: list[str] = opt([], "towers that are not trained", choices=("vision", "text"))
+
+
+@dataclass
+class TeacherConfig:
+    mode: str = opt(
+        "ema_head",
+        "frozen: a given model; ema: average of the student; ema_head: shared trunk, averaged head; "
+        "cotrained: a larger encoder pretraining in the same step; none: the student itself, nothing averaged",
+        choices=TEACHER_MODES,
+    )
+    source: str | None = opt(None, "with frozen: run:PATH, the folder of a run (#NAME picks one of its students)")
+    arch: str | None = opt(None, "with cotrained: the teacher's SIZE/PATCH")
+    depth: int | None = opt(None, "with cotrained: number of blocks (null: the size's own)", low=1)
+    tokens: str = opt("masked", "with cotrained: tokens supervised in its own pretraining", choices=TOKENS)
+    lr: float | None = opt(None, "with cotrained: its own peak learning rate (null: optim.lr)", above=0)
+    momentum: MomentumConfig = opt(MomentumConfig, "schedule of the average")
+
+
+@dataclass
+class VisionConfig:
+    position_grid: int = opt(32, "side of the learned position grid, resized bilinearly to the crop's grid", low=1)
+    gelu: str = opt("tanh", "GELU form", choices=("tanh", "erf"))
+    drop_path: float = opt(0.0, "stochastic depth rate", low=0, below=1)
+    kernels: str = opt(
+        "xavier",
+        "how the blocks' linear layers start: xavier as the paper; fan_in: smaller, learns faster in short runs",
+        choices=("xavier", "fan_in"),
+    )
+
+
+@dataclass
+class TextConfig:
+    init: str = opt("scratch", "text weights: scratch | teacher | a run or checkpoint path")
+    freeze: bool = opt(False, "do not train any student's text tower")
+    layers: int | None = opt(None, "number of layers (null: the size's own)", low=1)
+    context: int = opt(64, "longest caption in tokens; longer ones are cut and counted", low=1)
+    dropout: float = opt(0.0, "dropout in the text tower", low=0, below=1)
+    tokenizer: str = opt(
+        "words", "words: trained on the captions; clip: open_clip's BPE; or a SentencePiece .model path"
+    )
+    vocabulary: int = opt(4096, "with words: largest vocabulary", low=8)
+
+
+@dataclass
+class HeadsConfig:
+    prototypes: int = opt(32768, "number of prototypes", low=2)
+    hidden: int = opt(2048, "hidden width of the head's MLP", low=1)
+    bottleneck: int = opt(256, "width of the normalised bottleneck", low=1)
+    layers: int = opt(3, "layers of the head's MLP, the bottleneck's included", low=1)
+    tied: bool = opt(True, "one head for CLS and patches")
+
+
+# ------------------------------------------------------------------------------------------------ objective
+
+
+@dataclass
+class TemperatureRamp:
+    start: float = opt(0.04, "teacher temperature at the first step", above=0)
+    end: float = opt(0.07, "teacher temperature after the warm-up", above=0)
+    warmup: float = opt(0.3, "share of training over which it rises linearly", low=0, high=1)
+
+
+@dataclass
+class PatchConfig:
+    weight: float = opt(2.0, "weight of the patch loss (beta)", low=0)
+    tokens: str = opt("all", "supervised tokens: masked is iBOT, all is iBOT++", choices=TOKENS)
+    target: str = opt(
+        "prototypes", "cross-entropy over prototypes, or normalised features", choices=("prototypes", "features")
+    )
+    balance: str = opt("center", "what keeps prototypes in use", choices=("center", "sinkhorn"))
+    student_temperature: float = opt(0.1, "sharpening of the student", above=0)
+    teacher_temperature: TemperatureRamp = opt(TemperatureRamp, "sharpening of the teacher")
+
+
+@dataclass
+class ClsConfig:
+    weight: float = opt(1.0, "weight of the CLS loss, local crops to the teacher's global CLS-1 (alpha)", low=0)
+    balance: str = opt("center", "what keeps prototypes in use", choices=("center", "sinkhorn"))
+    student_temperature: float = opt(0.1, "sharpening of the student", above=0)
+    teacher_temperature: float = opt(0.07, "sharpening of the teacher", above=0)
+
+
+@dataclass
+class ContrastiveConfig:
+    weight: float = opt(1.0, "weight of the image-text loss (mean over the CLS tokens)", low=0)
+    loss: str = opt("softmax", "softmax as CLIP, sigmoid as SigLIP", choices=("softmax", "sigmoid"))
+    temperature: float = opt(0.07, "initial temperature (learned)", above=0)
+    min_temperature: float = opt(0.001, "the learned temperature never falls below this", above=0)
+
+
+@dataclass
+class ObjectiveConfig:
+    patch: PatchConfig = opt(PatchConfig, "patch distillation")
+    cls: ClsConfig = opt(ClsConfig, "CLS distillation")
+    contrastive: ContrastiveConfig = opt(ContrastiveConfig, "image-text contrast")
+    center_momentum: float = opt(0.9, "momentum of the prototype centres", low=0, high=1)
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+@dataclass
+class OptimConfig:
+    name: str = opt("adamw", "optimiser", choices=("adamw", "adafactor"))
+    lr: float = opt(5e-4, "peak learning rate", above=0)
+    weight_decay: float = opt(0.05, "decoupled weight decay (not on biases, norms, tokens, positions)", low=0)
+    betas: list[float] = opt([0.9, 0.95], "AdamW betas", low=0, below=1)
+    warmup: float = opt(0.03, "share of training with linear warm-up", low=0, below=1)
+    schedule: str = opt("cosine", "after the warm-up", choices=("cosine", "linear", "constant"))
+    final: float = opt(0.0, "learning rate at the end, as a share of the peak", low=0, high=1)
+    clip: float = opt(1.0, "largest gradient norm (0: no clipping)", low=0)
+    layer_decay: float = opt(1.0, "learning rate factor per block from the top of the vision trunk", above=0, high=1)
+
+
+@dataclass
+class TrainConfig:
+    steps: int = opt(90000, "optimiser steps", low=1)
+    batch: int = opt(8192, "images per optimiser step, over all ranks and accumulated micro-batches", low=1)
+    accumulate: int = opt(1, "micro-batches per optimiser step", low=1)
+    precision: str = opt(
+        "auto", "auto: bf16 where the hardware has it, else fp32", choices=("auto", "fp32", "bf16", "fp16")
+    )
+    accelerator: str = opt("auto", "device kind", choices=("auto", "cpu", "cuda"))
+    devices: int = opt(1, "processes (one per GPU, or CPU processes over gloo)", low=1)
+    threads: int | None = opt(None, "CPU threads per process (null: cores / processes)", low=1)
+    checkpoint_every: int = opt(1000, "steps between checkpoints", low=1)
+    keep: int = opt(2, "checkpoints kept", low=1)
+    log_every: int = opt(10, "steps between metric rows", low=1)
+    stage_from: str | None = opt(None, "run whose weights, heads and centres this run starts from (second stage)")
+
+
+@dataclass
+class GuardConfig:
+    every: int = opt(50, "steps between collapse checks (0: only NaN is checked)", low=0)
+    min_entropy: float = opt(0.02, "least entropy of mean prototype use, as a share of log(prototypes)", low=0, high=1)
+    min_rank: float = opt(1.5, "least effective rank of the CLS embeddings in a batch", low=1)
+    patience: int = opt(3, "checks in a row that must fail before the run stops", low=1)
+
+
+@dataclass
+class EvalConfig:
+    every: int = opt(0, "steps between live evaluations of student and teacher (0: only at the end)", low=0)
+    tasks: list[str] = opt([], "which tasks", choices=("zeroshot_seg", "retrieval", "knn", "linear_patch"))
+    dataset: str = opt("scenes", "DATASET or DATASET:PATH, as in `distill eval`")
+    samples: int = opt(512, "images per task", low=8)
+
+
+@dataclass
+class LogConfig:
+    tensorboard: bool = opt(True, "write TensorBoard events")
+    wandb: str | None = opt(None, "Weights & Biases project (extra: wandb)")
+
+
+@dataclass
+class Config:
+    name: str = opt("", "name of the run's folder (empty: the recipe's file name)")
+    seed: int = opt(0, "seed of weights, order, captions, crops and masks", low=0)
+    data: DataConfig = opt(DataConfig, "what is learned from")
+    captions: CaptionsConfig = opt(CaptionsConfig, "which texts each CLS token is tied to")
+    views: ViewsConfig = opt(ViewsConfig, "crops")
+    mask: MaskConfig = opt(MaskConfig, "the student's corrupted view")
+    teacher: TeacherConfig = opt(TeacherConfig, "where targets come from")
+    students: list[StudentConfig] = field(
+        default_factory=lambda: [StudentConfig()], metadata={"help": "one or more, all from one teacher pass"}
+    )
+    vision: VisionConfig = opt(VisionConfig, "image trunks")
+    text: TextConfig = opt(TextConfig, "text towers")
+    heads: HeadsConfig = opt(HeadsConfig, "prototype heads")
+    objective: ObjectiveConfig = opt(ObjectiveConfig, "the loss")
+    optim: OptimConfig = opt(OptimConfig, "optimisation")
+    train: TrainConfig = opt(TrainConfig, "length, batch, hardware, checkpoints")
+    guard: GuardConfig = opt(GuardConfig, "when a run is stopped as collapsed")
+    eval: EvalConfig = opt(EvalConfig, "live evaluation")
+    log: LogConfig = opt(LogConfig, "where metrics go besides metrics.csv")

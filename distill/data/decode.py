@@ -1,0 +1,94 @@
+"""From an encoded image to uint8 RGB pixels, whatever its colour mode and orientation."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from distill.data.sample import Sample, SampleError
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
+
+
+class Picture:
+    """An opened image: its size is known, its pixels not yet decoded. Raises SampleError for bytes it cannot open."""
+
+    def __init__(self, sample: Sample):
+        self.shard, self.key = sample.shard, sample.key
+        if isinstance(sample.image, np.ndarray):
+            self.pixels: np.ndarray | None = sample.image  # [H, W, 3]
+            self.size: tuple[int, int] = sample.image.shape[:2]  # (height, width), upright
+            return
+        self.pixels = None
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                self._image = Image.open(io.BytesIO(sample.image), formats=FORMATS)
+            turned = self._image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        except Exception as error:
+            raise self._fail(error) from error
+        width, height = self._image.size
+        self.size = (width, height) if turned else (height, width)
+
+    def decode(self, scale: float = 1.0) -> np.ndarray:
+        """Pixels, uint8 `[H, W, 3]`, upright, transparency on white. Call once. Raises SampleError for corrupt data.
+
+        With `scale` below 1 a JPEG may come out smaller (1/2, 1/4, 1/8), but never smaller than `scale` times its size.
+        """
+        if self.pixels is not None:
+            return self.pixels
+        try:
+            if scale < 1 and self._image.mode in ("RGB", "L", "YCbCr"):
+                width, height = self._image.size
+                self._image.draft(None, (round(width * scale), round(height * scale)))
+            return np.asarray(to_rgb(ImageOps.exif_transpose(self._image)))
+        except Exception as error:
+            raise self._fail(error) from error
+
+    def _fail(self, error: Exception) -> SampleError:
+        if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
+            return SampleError(self.shard, self.key, f"image of more than {Image.MAX_IMAGE_PIXELS} pixels")
+        return SampleError(self.shard, self.key, f"corrupt image ({_first_line(error)})")
+
+
+def decode(sample: Sample) -> np.ndarray:
+    """The sample's pixels, uint8 `[H, W, 3]` RGB. Raises SampleError when the image is corrupt."""
+    return Picture(sample).decode()
+
+
+def decode_mask(data: bytes, shard: str, key: str) -> np.ndarray:
+    """Class indices `[H, W]` (uint8 or int32) from a greyscale or palette PNG. Raises SampleError."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        if image.mode not in ("L", "P", "1", "I;16", "I"):
+            raise SampleError(shard, key, f"mask.png has mode {image.mode}; allowed: greyscale or palette")
+        pixels = np.asarray(image)
+    except SampleError:
+        raise
+    except Exception as error:
+        raise SampleError(shard, key, f"corrupt mask ({_first_line(error)})") from error
+    return pixels if pixels.dtype == np.uint8 else pixels.astype(np.int32)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An RGB copy: 16-bit grey is reduced to its upper 8 bits, transparent pixels are laid on white."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        wide = np.asarray(image).astype(np.float64) / 257.0  # 65535 -> 255
+        return Image.fromarray(np.clip(np.rint(wide), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, without the addresses of objects, so that equal failures read alike."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return "not a JPEG, PNG or WebP file" if "cannot identify image" in text else text

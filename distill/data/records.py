@@ -1,0 +1,249 @@
+"""Images and their captions as people keep them: CSV, JSONL, COCO captions and Flickr token files, read as records."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.data.captions import as_texts
+from distill.data.sample import SampleError
+from distill.errors import UserError, unknown
+
+FORMATS = ("csv", "jsonl", "coco", "flickr")
+IMAGE_FIELDS = (
+    "image",
+    "file_name",
+    "filename",
+    "image_path",
+    "filepath",
+    "path",
+    "file",
+    "img",
+    "image_name",
+    "image_file",
+)
+CAPTION_FIELDS = (
+    "caption",
+    "captions",
+    "text",
+    "texts",
+    "alt",
+    "alt_text",
+    "title",
+    "description",
+    "comment",
+    "sentence",
+    "sentences",
+    "topic",
+    "web",
+    "synthetic",
+    "detailed",
+)
+DELIMITERS = ",;\t|"
+FLICKR_LINE = re.compile(r"(.+)#\d+\t(.*)")
+
+
+@dataclass
+class Record:
+    """One image, as named in the captions file, and its texts by field."""
+
+    image: str
+    captions: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What to take from a captions file."""
+
+    image_field: str | None = None  # None: the first of IMAGE_FIELDS that is there
+    caption_fields: Mapping[str, str] = field(
+        default_factory=dict
+    )  # new name -> name in the file; empty: CAPTION_FIELDS
+    split: str | None = None  # only records whose `split` is this
+
+
+def detect_format(path: Path) -> str:
+    """One of FORMATS, from the file's beginning. Raises UserError when it is none of them."""
+    with _open(path) as stream:
+        head = stream.read(1 << 16).lstrip()
+    line = head.split("\n", 1)[0]
+    if line.startswith("{"):
+        try:
+            return "coco" if {"images", "annotations"} <= set(json.loads(line)) else "jsonl"
+        except ValueError:
+            return "coco"  # an object over several lines, or one longer than what was looked at
+    if FLICKR_LINE.fullmatch(line.rstrip()):
+        return "flickr"
+    if any(mark in line for mark in DELIMITERS) and not line.startswith("["):
+        return "csv"
+    raise unknown("format of", str(path), FORMATS, "It begins with " + repr(line[:40]) + "; name it with --format.")
+
+
+def read_records(path: Path, format: str | None, reading: Reading) -> tuple[list[Record], list[SampleError]]:
+    """All records, those of one image joined, in the file's order; and the lines that cannot be read.
+
+    Raises UserError for a missing or unknown file, or when no image, caption or record of the split is found.
+    """
+    format = format or detect_format(path)
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    if format in ("coco", "flickr") and reading.split is not None:
+        raise UserError(
+            f"--split {reading.split}: a {format} file has no splits. Leave it out, or give that split's file."
+        )
+    joined: dict[str, Record] = {}
+    bad: list[SampleError] = []
+    rows = {"csv": _csv, "jsonl": _jsonl, "coco": _coco, "flickr": _flickr}[format](path)
+    chosen = _Chosen(path, reading)
+    for row in rows:
+        if isinstance(row, SampleError):
+            bad.append(row)
+        elif (record := chosen.record(row)) is not None:
+            captions = joined.setdefault(record.image, record).captions
+            if joined[record.image] is not record:
+                for name, texts in record.captions.items():
+                    captions[name] = captions.get(name, []) + texts
+    chosen.check(joined, bad)
+    return list(joined.values()), bad
+
+
+class _Chosen:
+    """Takes image, captions and split from rows, and remembers what it saw for messages."""
+
+    def __init__(self, path: Path, reading: Reading):
+        self.path, self.reading = path, reading
+        self.columns: dict[str, None] = {}  # an ordered set
+        self.splits: set[str] = set()
+        self.captioned = False
+
+    def record(self, row: dict[str, Any]) -> Record | None:
+        """The row's record; None when it belongs to another split."""
+        if self.reading.split is not None:
+            self.splits.add(str(row.get("split")))
+            if str(row.get("split")) != self.reading.split:
+                return None
+        texts, nested = _fields(row)
+        self.columns.update(dict.fromkeys([*row, *texts]))
+        image = row.get(self._image_field(row))
+        if self.reading.caption_fields:
+            names = dict(self.reading.caption_fields)
+        else:
+            names = {name: name for name in texts if name in nested or name.lower() in CAPTION_FIELDS}
+        captions = {new: texts[old] for new, old in names.items() if old in texts}
+        self.captioned = self.captioned or bool(captions)
+        return Record(str(image or ""), captions)
+
+    def _image_field(self, row: dict[str, Any]) -> str:
+        candidates = [self.reading.image_field] if self.reading.image_field else IMAGE_FIELDS
+        found = next((name for name in candidates if name in row), None)
+        if found is None:
+            wanted = f"'{self.reading.image_field}'" if self.reading.image_field else "that names the image"
+            raise UserError(f"{self.path}: no column {wanted}. Found: {', '.join(row)}. Name it with --image-field.")
+        return found
+
+    def check(self, joined: dict[str, Record], bad: Sequence[SampleError]) -> None:
+        if not joined and self.splits:
+            raise UserError(
+                f"{self.path}: no record of split '{self.reading.split}'. Found: {', '.join(sorted(self.splits))}."
+            )
+        if not joined:
+            first = f" First problem: {bad[0]}." if bad else ""
+            raise UserError(f"{self.path} holds no record.{first} Give another file with --captions.")
+        wanted = list(self.reading.caption_fields.values())
+        missing = [name for name in wanted if name not in self.columns]
+        if missing or not self.captioned:
+            what = f"caption field {', '.join(missing)}" if missing else "caption field that is recognised"
+            found = ", ".join(self.columns)
+            raise UserError(f"{self.path}: no {what}. Found: {found}. Name them with --caption-fields [NEW=]NAME ...")
+
+
+def _fields(row: dict[str, Any]) -> tuple[dict[str, list[str]], set[str]]:
+    """The texts of a row by field, and which fields come from inside a value: `{kind: text}` or `[{kind, text}]`."""
+    texts: dict[str, list[str]] = {}
+    nested: set[str] = set()
+    for name, value in row.items():
+        if isinstance(value, dict):
+            inner = {kind: found for kind, part in value.items() if (found := as_texts(part))}
+        elif isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+            inner = {}
+            for part in value:
+                if isinstance(part.get("text"), str):
+                    inner.setdefault(str(part.get("kind", name)), []).append(part["text"])
+        else:
+            if found := as_texts(value):
+                texts[name] = found
+            continue
+        texts.update(inner)
+        nested.update(inner)
+    return texts, nested
+
+
+Row = dict[str, Any] | SampleError
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(1 << 24)
+    with _open(path, newline="") as stream:
+        header = stream.readline()
+        delimiter = max(DELIMITERS, key=header.count)
+        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter, skipinitialspace=True))]
+        reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
+        for row in reader:
+            if row:
+                yield {name: value.strip() for name, value in zip(names, row)}
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    with _open(path) as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                yield SampleError(str(path), f"line {number}", f"bad JSON ({error})")
+                continue
+            yield row if isinstance(row, dict) else SampleError(str(path), f"line {number}", "not a JSON object")
+
+
+def _coco(path: Path) -> Iterator[Row]:
+    with _open(path) as stream:
+        try:
+            content = json.load(stream)
+            names = {image["id"]: image["file_name"] for image in content["images"]}
+            pairs = [(note["image_id"], note["caption"]) for note in content["annotations"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path} is no COCO captions file ({type(error).__name__}: {error}). Expected: images with id and "
+                "file_name, annotations with image_id and caption. Name another format with --format."
+            ) from error
+    texts: dict[Any, list[str]] = {number: [] for number in names}
+    for number, caption in pairs:
+        if number not in texts:
+            yield SampleError(str(path), f"image {number}", "captioned but not listed under images")
+            continue
+        texts[number].append(caption)
+    for number, name in names.items():
+        yield {"file_name": name, "caption": texts[number]}
+
+
+def _flickr(path: Path) -> Iterator[Row]:
+    with _open(path) as stream:
+        for number, line in enumerate(stream, 1):
+            match = FLICKR_LINE.fullmatch(line.rstrip("\n"))
+            if match:
+                yield {"image": match[1], "caption": match[2]}
+            elif line.strip():
+                yield SampleError(str(path), f"line {number}", "not 'NAME#NUMBER<tab>CAPTION'")
+
+
+def _open(path: Path, newline: str | None = None):
+    try:
+        return open(path, encoding="utf-8-sig", errors="replace", newline=newline)
+    except OSError as error:
+        raise UserError(f"Cannot read captions file {path}: {error.strerror or error}. Check --captions.") from error

@@ -1,0 +1,161 @@
+"""What a task may ask of a dataset, and the error when the dataset does not have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from distill.errors import UserError
+
+MASKS, CAPTIONS, LABELS, TRAIN = "masks", "captions", "labels", "a train split"
+
+FIXES = {
+    MASKS: "give a dataset with masks: scenes, folder:PATH with masks/ and classes.json, or shards with mask.png",
+    CAPTIONS: "give a dataset with captions: scenes, shards, or folder:PATH with captions.jsonl",
+    LABELS: "give a dataset with one class an image: scenes, or folder:PATH with <split>/<class>/*.jpg",
+    TRAIN: "name the split to fit on: folder:PATH?train=SPLIT, or shards:PATH?train=OTHER_TARS",
+}
+
+
+@dataclass
+class Item:
+    """One image as a dataset stores it. The loaders are called when the value is asked for."""
+
+    key: str  # for messages
+    image: Callable[[], Image.Image]
+    mask: Callable[[], np.ndarray] | None = None
+    captions: dict[str, list[str]] | None = None
+    label: Callable[[], int | None] | None = None
+
+
+@dataclass
+class Example:
+    """One image with its labels, loaded and checked."""
+
+    index: int
+    image: Image.Image  # RGB
+    mask: np.ndarray | None  # integer [H, W], None unless asked for
+    captions: dict[str, list[str]]
+    label: int | None
+
+
+@dataclass
+class EvalDataset:
+    """Images with whatever labels they have, in a fixed order. `image`, `mask`, `captions` and `label` take an index.
+
+    `has` lists what is there: MASKS, CAPTIONS, LABELS, TRAIN. Asking for what is not raises UserError.
+    """
+
+    name: str  # for results and messages, such as "folder:/data/ccp val"
+    size: int  # pixels the short side is resized to for the model
+    item: Callable[[int], Item]
+    length: int
+    has: frozenset[str]
+    class_names: list[str] = field(default_factory=list)  # of mask values, or of image labels
+    prompt_names: list[str] = field(default_factory=list)  # what prompts say for each class (default: the class names)
+    ignore: int = 255  # mask value that is not scored
+    prompts: str = "tcl"  # prompt set used unless a task is given another
+    caption_fields: list[str] = field(default_factory=list)
+    caption_field: str | None = None  # the one retrieval uses unless told otherwise
+    open_train: Callable[[], EvalDataset] | None = None
+    _train: EvalDataset | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt_names = self.prompt_names or list(self.class_names)
+        if len(self.prompt_names) != len(self.class_names):
+            raise UserError(
+                f"{self.name}: prompt_names has {len(self.prompt_names)} entries for {len(self.class_names)} classes. "
+                f"Give one prompt name per class, in the same order."
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def require(self, who: str, *what: str) -> None:
+        """Raises one UserError naming what `who` needs, what is there, and the fix."""
+        for thing in what:
+            if thing not in self.has:
+                there = ", ".join(["images", *sorted(self.has)])
+                raise UserError(f"{who} needs {thing}, but {self.name} has only {there}. Fix: {FIXES[thing]}.")
+
+    def load(self, index: int, masks: bool = False) -> Example:
+        """Everything about one image, read once; the mask only on demand.
+
+        Raises UserError when mask and image sizes differ, or a mask value or label is outside the class list.
+        """
+        item = self.item(index)
+        image = item.image()
+        mask = self._mask(item, image) if masks else None
+        return Example(index, image, mask, item.captions or {}, self._label(item))
+
+    def image(self, index: int) -> Image.Image:
+        """RGB, as stored (any size)."""
+        return self.item(index).image()
+
+    def mask(self, index: int) -> np.ndarray:
+        """Integer `[H, W]` with the size of the image: values index `class_names`, or equal `ignore`."""
+        mask = self.load(index, masks=True).mask
+        assert mask is not None
+        return mask
+
+    def captions(self, index: int) -> dict[str, list[str]]:
+        """Texts by field name; a field may be missing for an image."""
+        self.require("Asking for captions", CAPTIONS)
+        return self.item(index).captions or {}
+
+    def label(self, index: int) -> int | None:
+        """The image's class as an index into `class_names`; None where it has none."""
+        self.require("Asking for labels", LABELS)
+        return self._label(self.item(index))
+
+    def _mask(self, item: Item, image: Image.Image) -> np.ndarray:
+        self.require("Asking for masks", MASKS)
+        if item.mask is None:
+            raise UserError(f"{self.name}: {item.key} has no mask. Add it, or leave the image out of the split.")
+        mask = item.mask()
+        if mask.shape != (image.height, image.width):
+            raise UserError(
+                f"{self.name}: the mask of {item.key} is {_size(mask)}, its image {image.width}x{image.height}. "
+                f"Both must have the same size: redo the mask without resizing."
+            )
+        values = np.unique(mask)
+        wrong = values[(values != self.ignore) & ((values < 0) | (values >= len(self.class_names)))]
+        if len(wrong):
+            raise self._outside(f"the mask of {item.key} has the value {wrong[0]}", f", and {self.ignore} = ignore")
+        return mask
+
+    def _label(self, item: Item) -> int | None:
+        label = item.label() if item.label is not None else None
+        if label is not None and not 0 <= label < len(self.class_names):
+            raise self._outside(f"{item.key} has the label {label}")
+        return label
+
+    def _outside(self, what: str, also: str = "") -> UserError:
+        count = len(self.class_names)
+        return UserError(
+            f"{self.name}: {what}, but the class list has {count} names (allowed: 0 to {count - 1}{also}). "
+            f"Give a class list of the right length, or correct the labels."
+        )
+
+    def train(self) -> EvalDataset:
+        """The split that probes and neighbours are fitted on, opened once."""
+        if self._train is None:
+            if self.open_train is None:
+                self.require("Fitting", TRAIN)
+                raise AssertionError("a dataset that has a train split can open it")
+            self._train = self.open_train()
+        return self._train
+
+
+def spread(count: int, samples: int | None) -> list[int]:
+    """Which of `count` items are used: all, or `samples` at even distances (so that sorted classes all occur)."""
+    if samples is None or samples >= count:
+        return list(range(count))
+    return [at * count // samples for at in range(samples)]
+
+
+def _size(mask: np.ndarray) -> str:
+    return f"{mask.shape[1]}x{mask.shape[0]}" if mask.ndim == 2 else f"not a single channel (shape {mask.shape})"

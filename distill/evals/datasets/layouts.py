@@ -1,0 +1,187 @@
+"""The folder layouts that evaluation reads: which splits, items and classes a folder has."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from distill.errors import UserError
+from distill.evals.datasets.base import Item
+from distill.evals.datasets.files import IMAGE_SUFFIXES, decode, entries, read_classes, read_mask
+
+Classes = tuple[list[str], list[str], int]  # names, words in prompts, ignore value
+SPLIT_FOLDERS = ("train", "val", "validation", "test")
+NO_CLASSES: Classes = ([], [], 255)
+
+
+class Layout(Protocol):
+    """One way of storing a dataset in a folder."""
+
+    expected: str  # what the folder must hold, for messages
+
+    def fits(self, root: Path) -> bool: ...
+
+    def splits(self, root: Path) -> list[str]: ...
+
+    def items(self, root: Path, split: str) -> list[Item]:
+        """The split's images in a fixed order. UserError for a listed file that is missing."""
+        ...
+
+    def classes(self, root: Path) -> Classes: ...
+
+
+class CaptionFile:
+    """`captions.jsonl`, a JSON object a line: `{"image": path, "split": name, "captions": [{"kind", "text"}, ...]}`.
+
+    `captions` may also be `{field: text or [texts]}`; `"mask": path` adds a mask (then classes.json names its values).
+    Paths are relative to the folder.
+    """
+
+    expected = "captions.jsonl"
+
+    def fits(self, root: Path) -> bool:
+        return (root / "captions.jsonl").is_file()
+
+    def splits(self, root: Path) -> list[str]:
+        return sorted({row.get("split", "all") for row in _rows(root / "captions.jsonl")})
+
+    def items(self, root: Path, split: str) -> list[Item]:
+        rows = [row for row in _rows(root / "captions.jsonl") if row.get("split", "all") == split]
+        return [self._item(root, row) for row in rows]
+
+    def classes(self, root: Path) -> Classes:
+        path = root / "classes.json"
+        return read_classes(path) if path.is_file() else NO_CLASSES
+
+    def _item(self, root: Path, row: dict) -> Item:
+        image = _existing(root / row["image"], "image")
+        mask = _existing(root / row["mask"], "mask") if row.get("mask") else None
+        return Item(
+            key=str(row.get("id", row["image"])),
+            image=partial(decode, image, str(image)),
+            mask=None if mask is None else partial(read_mask, mask),
+            captions=_captions(row, root),
+        )
+
+
+class MaskFolders:
+    """`images/`, `masks/` (same relative path, .png), `classes.json`, optionally `<split>.txt` with a stem a line."""
+
+    expected = "images/, masks/, classes.json and <split>.txt"
+
+    def fits(self, root: Path) -> bool:
+        return (root / "images").is_dir() and (root / "masks").is_dir()
+
+    def splits(self, root: Path) -> list[str]:
+        return sorted(path.stem for path in root.glob("*.txt")) or ["all"]
+
+    def items(self, root: Path, split: str) -> list[Item]:
+        images = {_stem(path, root / "images"): path for path in _images(root / "images")}
+        file = root / f"{split}.txt"
+        stems = file.read_text(encoding="utf-8").split() if file.is_file() else sorted(images)
+        return [self._item(root, stem, images, file) for stem in stems]
+
+    def classes(self, root: Path) -> Classes:
+        path = root / "classes.json"
+        if not path.is_file():
+            raise UserError(f"{root} has no classes.json, which names the mask values. Found: {entries(root)}.")
+        return read_classes(path)
+
+    def _item(self, root: Path, stem: str, images: dict[str, Path], file: Path) -> Item:
+        if stem not in images:
+            raise UserError(f"{file} lists '{stem}', but {root / 'images'} has no such image. Correct the list.")
+        mask = _existing(root / "masks" / f"{stem}.png", "mask")
+        return Item(key=stem, image=partial(decode, images[stem], str(images[stem])), mask=partial(read_mask, mask))
+
+
+class ClassFolders:
+    """`<split>/<class>/` folders of images, split one of train, val, validation and test.
+
+    `classes.json` may order the classes and give words for prompts; otherwise they are sorted by name.
+    """
+
+    expected = "<train|val|test>/<class>/ folders of images"
+
+    def fits(self, root: Path) -> bool:
+        return bool(self.splits(root))
+
+    def splits(self, root: Path) -> list[str]:
+        return [name for name in SPLIT_FOLDERS if (root / name).is_dir() and _folders(root / name)]
+
+    def items(self, root: Path, split: str) -> list[Item]:
+        names = self.classes(root)[0]
+        items = []
+        for folder in _folders(root / split):
+            if folder.name not in names:
+                raise UserError(
+                    f"{folder} is not a class of {root / 'classes.json'} ({len(names)} names). Add or move it."
+                )
+            label = names.index(folder.name)
+            for path in _images(folder):
+                items.append(
+                    Item(str(path.relative_to(root)), partial(decode, path, str(path)), label=partial(int, label))
+                )
+        return items
+
+    def classes(self, root: Path) -> Classes:
+        path = root / "classes.json"
+        if path.is_file():
+            return read_classes(path)
+        names = sorted({folder.name for split in self.splits(root) for folder in _folders(root / split)})
+        return names, names, 255
+
+
+LAYOUTS: tuple[Layout, ...] = (CaptionFile(), MaskFolders(), ClassFolders())
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _images(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _stem(path: Path, root: Path) -> str:
+    return path.relative_to(root).with_suffix("").as_posix()
+
+
+def _existing(path: Path, what: str) -> Path:
+    if not path.is_file():
+        raise UserError(f"The {what} {path} is missing. Found in {path.parent}: {entries(path.parent)}.")
+    return path
+
+
+def _rows(file: Path) -> list[dict]:
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{file}, line {number}: {error}. Each line must be one JSON object.") from error
+        if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+            raise UserError(f'{file}, line {number}: no "image". Each line must have the image\'s path under "image".')
+        rows.append(row)
+    return rows
+
+
+def _captions(row: dict, root: Path) -> dict[str, list[str]]:
+    """Texts by field, from either form; empty texts are left out."""
+    given = row.get("captions", {})
+    if isinstance(given, dict):
+        pairs = [
+            (name, text) for name, texts in given.items() for text in ([texts] if isinstance(texts, str) else texts)
+        ]
+    else:
+        pairs = [(entry.get("kind", "caption"), entry.get("text", "")) for entry in given]
+    texts_of: dict[str, list[str]] = {}
+    for name, text in pairs:
+        if not isinstance(text, str):
+            raise UserError(f"{root / 'captions.jsonl'}: the caption '{name}' of {row['image']} is no text: {text!r}.")
+        if text.strip():
+            texts_of.setdefault(name, []).append(text)
+    return texts_of

@@ -1,0 +1,65 @@
+"""The embedded scenes as an evaluation dataset: masks, captions at three granularities, and one label an image."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+
+import numpy as np
+
+from distill.config.schema import ScenesConfig
+from distill.data.sample import Sample
+from distill.data.scenes import THINGS, SceneSource
+from distill.evals.datasets.base import CAPTIONS, LABELS, MASKS, TRAIN, EvalDataset
+from distill.evals.datasets.source import source_item
+
+DEFAULT_SAMPLES = 512
+CACHED_PIXELS = 1 << 25  # 4 bytes each
+CAPTION_FIELD = "synthetic"  # one true sentence; web captions are noisy on purpose
+
+
+def open_scenes(
+    side: int | None = None,
+    *,
+    samples: int | None = None,
+    size: int | None = None,
+    split: str = "test",
+    field: str | None = None,
+) -> EvalDataset:
+    """`samples` scenes (None: 512) rendered at `side` pixels (None: `size`, or 64), evaluated at `size` (None: `side`).
+
+    The image's label is its dominant thing: the class of thing, not of ground, with the most pixels (the first in
+    class order among equals; None where no thing is visible). The test split never overlaps training scenes.
+    """
+    render = side or size or ScenesConfig().size
+    source = scene_source(render, samples or DEFAULT_SAMPLES, split)
+    item, length = source_item(source, None, partial(dominant_thing, source.classes))
+    dataset = EvalDataset(
+        name=f"scenes:{render} {split}",
+        size=size or render,
+        item=item,
+        length=length,
+        has=frozenset({MASKS, CAPTIONS, LABELS}),
+        class_names=list(source.classes),
+        prompts="plain",
+        caption_fields=list(source[0].captions),
+        caption_field=field or CAPTION_FIELD,
+    )
+    if split != "train":
+        dataset.has |= {TRAIN}
+        dataset.open_train = partial(open_scenes, side, samples=samples, size=size, split="train", field=field)
+    return dataset
+
+
+@lru_cache(maxsize=4)
+def scene_source(side: int, count: int, split: str) -> SceneSource:
+    """Scenes kept between evaluations, with their pixels where these are few: a run is evaluated many times on them."""
+    cache = side * side * count <= CACHED_PIXELS
+    return SceneSource(ScenesConfig(size=side, count=count, cache=cache), split, dense=False)
+
+
+def dominant_thing(classes: list[str], sample: Sample) -> int | None:
+    """The class index of the thing with the most pixels in the sample's mask."""
+    assert sample.mask is not None
+    pixels = np.bincount(sample.mask.ravel(), minlength=len(classes))[: len(classes)]
+    pixels = np.where([name in THINGS for name in classes], pixels, 0)
+    return int(pixels.argmax()) if pixels.any() else None

@@ -1,0 +1,142 @@
+"""k-nearest-neighbour classification of images with frozen features.
+
+Protocol (DINOv2's, which the paper follows): the train split's images are the memory. For each test image the k nearest
+by cosine vote for their class with weight exp(cosine / T), T = 0.07; top-1 is the share of test images whose class gets
+most. Features, unit length each: CLS-1, CLS-2, and `patches`, the mean of the final patch tokens. All k of the sweep
+are reported (`top1_cls1_k10`); `top1_cls1` is the best of them, as is usual. k larger than the memory means all of it.
+`top1_constant` always answers the commonest training class. Images are resized to a square (`fit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.evals.datasets.base import LABELS, TRAIN, EvalDataset
+from distill.evals.engine import run_task
+from distill.evals.features import FITS, Batch, Encoder, Needs
+from distill.evals.results import TaskResult
+from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
+
+ROWS = 1024  # test images compared at a time
+
+
+@dataclass
+class NeighbourOptions(TaskOptions):
+    k: int | list = field(default_factory=lambda: [10, 20, 100, 200])  # neighbours: one number or several
+    temperature: float = 0.07
+    fit: str = "square"  # how images are resized: square or keep
+
+    def resolve(self, dataset: EvalDataset) -> None:
+        self.k = [self.k] if isinstance(self.k, int) else list(self.k)
+        if not self.k or not all(isinstance(k, int) and k >= 1 for k in self.k):
+            raise UserError(f"knn.k = {self.k}: it must be whole numbers from 1, such as 10 or 10,20.")
+        if self.temperature <= 0:
+            raise UserError(f"knn.temperature = {self.temperature}: it must be above 0 (usual: 0.07).")
+        choice("knn", "fit", self.fit, FITS)
+
+
+class _Memory:
+    """Features by name and labels of the images that have one."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[Tensor]] = {}
+        self.labels: list[int] = []
+        self.without = 0
+
+    def add(self, batch: Batch) -> None:
+        assert batch.cls is not None and batch.patches is not None
+        labels = [example.label for example in batch.examples]
+        kept = [at for at, label in enumerate(labels) if label is not None]
+        self.without += len(labels) - len(kept)
+        self.labels += [label for label in labels if label is not None]
+        named = {f"cls{at + 1}": batch.cls[:, at] for at in range(batch.cls.shape[1])}
+        named["patches"] = batch.patches.mean((1, 2))
+        for name, feature in named.items():
+            self.parts.setdefault(name, []).append(F.normalize(feature[kept], dim=-1))
+
+    def features(self, name: str) -> Tensor:
+        return torch.cat(self.parts[name])  # [N, D]
+
+    def targets(self, name: str) -> Tensor:
+        return torch.tensor(self.labels, device=self.parts[name][0].device)  # [N]
+
+
+class NearestNeighbours(Task):
+    name = "knn"
+    requires = (LABELS, TRAIN)
+    headline = ("top1_cls1", "top1_cls2", "top1_patches", "top1_constant")
+    Options = NeighbourOptions
+
+    def __init__(self, context: Context, options: NeighbourOptions):
+        super().__init__(context, options)
+        self.train, self.test = _Memory(), _Memory()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(fit=self.options.fit)
+
+    def fit(self, batch: Batch) -> None:
+        self.train.add(batch)
+
+    def read(self, batch: Batch) -> None:
+        self.test.add(batch)
+
+    def outcome(self) -> Outcome:
+        dataset = self.context.dataset
+        if not self.train.labels or not self.test.labels:
+            raise UserError(
+                f"{dataset.name}: no image of the {'train' if not self.train.labels else 'test'} split has a label."
+            )
+        classes = len(dataset.class_names)
+        metrics = {}
+        for name in self.test.parts:
+            truth = self.test.targets(name)
+            votes = vote(
+                self.train.features(name),
+                self.train.targets(name),
+                self.test.features(name),
+                self.options.k,
+                self.options.temperature,
+                classes,
+            )
+            scores = {k: float((label == truth).float().mean()) for k, label in votes.items()}
+            metrics[f"top1_{name}"] = max(scores.values())
+            metrics |= {f"top1_{name}_k{k}": value for k, value in scores.items()}
+        commonest = torch.tensor(self.train.labels).bincount(minlength=classes).argmax()
+        metrics["top1_constant"] = float((torch.tensor(self.test.labels) == commonest).float().mean())
+        counts = {
+            "images": len(self.test.labels),
+            "train_images": len(self.train.labels),
+            "classes": len(set(self.test.labels)),
+        }
+        if self.train.without + self.test.without:
+            counts["images_without_label"] = self.train.without + self.test.without
+        return Outcome(metrics, self.protocol(), counts, {})
+
+
+def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
+    """k-NN on `dataset` with `NeighbourOptions`; the protocol is in the module's docstring."""
+    return run_task(NearestNeighbours, model, dataset, **options)
+
+
+def vote(
+    memory: Tensor, labels: Tensor, queries: Tensor, sweep: Sequence[int], temperature: float, classes: int
+) -> dict[int, Tensor]:
+    """Predicted classes `[Q]` by k. memory `[N, D]` and queries `[Q, D]` have unit length, labels `[N]`."""
+    predicted: dict[int, list[Tensor]] = {k: [] for k in sweep}
+    most = min(max(sweep), len(memory))
+    for part in queries.split(ROWS):
+        near, at = (part @ memory.T).topk(most, dim=1)  # [q, most], nearest first
+        weights = ((near - 1) / temperature).exp()  # the common factor exp(-1/T) keeps them at most 1
+        for k in sweep:
+            votes = weights.new_zeros(len(part), classes)
+            votes.scatter_add_(1, labels[at[:, :k]], weights[:, :k])
+            predicted[k].append(votes.argmax(1))
+    return {k: torch.cat(parts) for k, parts in predicted.items()}

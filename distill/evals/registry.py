@@ -1,0 +1,21 @@
+"""The tasks there are. A new task is a file with a `Task`, and a line here."""
+
+from __future__ import annotations
+
+from distill.errors import unknown
+from distill.evals.knn import NearestNeighbours
+from distill.evals.linear_patch import PatchProbe
+from distill.evals.retrieval import Retrieval
+from distill.evals.task import Task
+from distill.evals.zeroshot_seg import ZeroShotSegmentation
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (ZeroShotSegmentation, Retrieval, NearestNeighbours, PatchProbe)
+}
+
+
+def find_task(name: str) -> type[Task]:
+    """The task of that name; UserError with the nearest name for one that does not exist."""
+    if name not in TASKS:
+        raise unknown("task", name, TASKS)
+    return TASKS[name]

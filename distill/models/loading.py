@@ -1,0 +1,97 @@
+"""Reading models back: exported files, training checkpoints and run folders.
+
+An exported model is `{"format": "everypatch-model", "spec": ..., "weights": ...}`. A training checkpoint has, among its
+other state, `{"students": {name: {"spec": ..., "weights": ...}}}`. A run folder is read at its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.errors import UserError, unknown
+from distill.models.pair import ImageTextModel
+
+FORMAT = "everypatch-model"
+_STEP = re.compile(r"step_(\d+)\.pt")
+
+
+def load_model(path: str | Path) -> ImageTextModel:
+    """The model at `PATH` or `run:PATH`, a checkpoint file or run folder, on CPU and in evaluation mode.
+
+    `PATH#NAME` picks one of several students; without a name it is the first. Raises `UserError` when there is no such
+    file, student or checkpoint, or the file is damaged or of another kind.
+    """
+    location, _, name = str(path).removeprefix("run:").partition("#")
+    file = find_checkpoint(location)
+    return build_from_checkpoint(read_checkpoint(file), name or None, origin=str(file))
+
+
+def build_from_checkpoint(content: dict[str, Any], name: str | None, *, origin: str) -> ImageTextModel:
+    """The model in a checkpoint that `read_checkpoint` returned; `name` picks a student, `origin` is for messages."""
+    entry = _entry(content, name, origin)
+    try:
+        model = ImageTextModel.from_spec(entry["spec"])
+        model.load_state_dict(entry["weights"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"The model in {origin} does not fit this version of everypatch: {reason}.") from error
+    return model.eval()
+
+
+load = load_model  # `distill.load`
+
+
+def save_model(model: ImageTextModel, path: str | Path) -> None:
+    """Writes `model` as one self-contained file that `load_model` reads."""
+    torch.save({"format": FORMAT, **pack_model(model)}, path)
+
+
+def pack_model(model: ImageTextModel) -> dict[str, Any]:
+    """`{"spec", "weights"}`: a student's entry in a checkpoint."""
+    return {"spec": model.spec(), "weights": model.state_dict()}
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """`path` itself if it is a file; for a run folder its newest `checkpoints/step_*.pt`."""
+    path = Path(path).expanduser()
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"No run or checkpoint at {path}. Give a run's folder, or a .pt file.")
+    steps = {int(match[1]): file for file in path.glob("checkpoints/*") if (match := _STEP.fullmatch(file.name))}
+    if not steps:
+        raise UserError(
+            f"No checkpoint in {path / 'checkpoints'}: the run has not saved one, or this is not a run's folder."
+        )
+    return steps[max(steps)]
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """The file's dictionary, tensors mapped from disk on CPU; no code in the file is run."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UserError(f"No checkpoint at {file}.") from None
+    except Exception as error:  # the unpickler and the zip reader raise many types for a damaged or foreign file
+        raise UserError(f"Cannot read {file}: it is truncated, damaged or not a checkpoint of ours.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is not a checkpoint of ours: it holds a {type(content).__name__}.")
+    return content
+
+
+def _entry(content: dict[str, Any], name: str | None, origin: str) -> dict[str, Any]:
+    if content.get("format") == FORMAT:
+        if name:
+            raise UserError(f"{origin} holds one model without a name: leave out '#{name}'.")
+        return content
+    students = content.get("students")
+    if not isinstance(students, dict) or not students:
+        keys = ", ".join(list(map(str, content))[:5])
+        raise UserError(f"{origin} is not a checkpoint of ours: it holds {keys or 'nothing'}, and no students.")
+    if name and name not in students:
+        raise unknown("student", name, students, fix=f"They are the students in {origin}.")
+    return students[name or next(iter(students))]

@@ -1,0 +1,90 @@
+"""The text tower: a bidirectional transformer over caption tokens, averaged over the real ones."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from distill.models.arch import Arch
+from distill.models.init import init_block
+from distill.models.positions import sinusoids
+from distill.models.vision import NORM_EPS
+
+POOL_EPS = 1e-8
+
+
+class TextTower(nn.Module):
+    """Text encoder of the paper: sinusoidal positions, pre-LN blocks with ReLU, final norm, masked mean pooling.
+
+    Token embeddings start with std 1 / sqrt(width) and are multiplied by sqrt(width), so they have the sinusoids'
+    scale. Width and heads are the image tower's, so no projection is needed before the contrastive loss. `layers`
+    overrides the size's number; `dropout` acts on attention weights, projections and MLPs.
+    """
+
+    positions: Tensor
+
+    def __init__(self, arch: Arch, vocabulary: int, layers: int | None = None, context: int = 64, dropout: float = 0.0):
+        super().__init__()
+        self.arch, self.vocabulary, self.context, self.dropout = arch, vocabulary, context, dropout
+        self.width, self.layers = arch.width, layers or arch.text_layers
+        self.embedding = nn.Embedding(vocabulary, arch.width)
+        nn.init.normal_(self.embedding.weight, std=arch.width**-0.5)
+        self.register_buffer("positions", sinusoids(context, arch.width), persistent=False)
+        self.blocks = nn.ModuleList(_block(arch, dropout) for _ in range(self.layers))
+        self.norm = nn.LayerNorm(arch.width, eps=NORM_EPS)
+
+    def forward(self, ids: Tensor, valid: Tensor) -> Tensor:
+        """`ids` int64 `[B, L]`, `valid` bool `[B, L]` (real tokens; the rest is padding), L <= context -> `[B, D]`.
+
+        The result depends on real tokens alone. A row without any gives zeros.
+        """
+        ids, valid = _trim(ids, valid)
+        x = self.embedding(ids) * self.width**0.5 + self.positions[: ids.shape[1]]  # [B, L, D]
+        keys = valid | ~valid.any(dim=1, keepdim=True)  # a row without real tokens attends to its padding: no NaN
+        for block in self.blocks:
+            x = block(x, attn_mask=keys[:, None, None, :])
+        weight = valid[..., None].to(x.dtype)  # [B, L, 1]
+        return (self.norm(x) * weight).sum(dim=1) / (weight.sum(dim=1) + POOL_EPS)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able: `TextTower.from_config` makes a tower of the same shape."""
+        return {
+            "arch": asdict(self.arch),
+            "vocabulary": self.vocabulary,
+            "layers": self.layers,
+            "context": self.context,
+            "dropout": self.dropout,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> TextTower:
+        return cls(Arch(**config["arch"]), **{key: value for key, value in config.items() if key != "arch"})
+
+
+def _block(arch: Arch, dropout: float) -> Block:
+    norm: Any = partial(nn.LayerNorm, eps=NORM_EPS)
+    block = Block(
+        arch.width,
+        arch.heads,
+        mlp_ratio=arch.text_mlp / arch.width,
+        qkv_bias=True,
+        proj_drop=dropout,
+        attn_drop=dropout,
+        norm_layer=norm,
+        act_layer=nn.ReLU,
+    )
+    init_block(block)
+    return block
+
+
+def _trim(ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Drops the columns after the batch's last real token, on CPU; elsewhere the length would have to be waited for."""
+    if ids.device.type != "cpu":
+        return ids, valid
+    used = valid.any(dim=0).nonzero()  # [columns in use, 1]
+    length = int(used[-1]) + 1 if len(used) else 1
+    return ids[:, :length], valid[:, :length]

@@ -1,0 +1,48 @@
+"""Tokenizers: `words` (trained on the captions), `clip` (open_clip's BPE) and SentencePiece models."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from distill.config.schema import TextConfig
+from distill.errors import UserError, did_you_mean, unknown
+from distill.models.tokenizers.base import Encoded, Tokenizer
+from distill.models.tokenizers.clip import ClipTokenizer
+from distill.models.tokenizers.sentence_piece import SentencePieceTokenizer
+from distill.models.tokenizers.words import WordsTokenizer
+
+__all__ = ["Encoded", "Tokenizer", "build_tokenizer", "load_tokenizer"]
+
+_LOADERS: dict[str, Callable[[dict[str, Any]], Tokenizer]] = {
+    "words": lambda state: WordsTokenizer(state["words"]),
+    "clip": lambda state: ClipTokenizer(),
+    "sentencepiece": lambda state: SentencePieceTokenizer(base64.b64decode(state["model"])),
+}
+
+
+def build_tokenizer(cfg: TextConfig, captions: Iterable[str]) -> Tokenizer:
+    """The tokenizer that `text.tokenizer` names. Only `words` reads `captions`, once.
+
+    Raises `UserError` for an unknown name, a missing file, a file that is not a SentencePiece model, or no captions.
+    """
+    name = cfg.tokenizer
+    if name == "words":
+        return WordsTokenizer.train(captions, cfg.vocabulary)
+    if name == "clip":
+        return ClipTokenizer()
+    if "/" in name or "." in name:
+        return SentencePieceTokenizer.from_file(name)
+    hint = did_you_mean(name, ("words", "clip"))
+    raise UserError(
+        f"Unknown tokenizer '{name}'.{hint} Allowed: clip, words, or the path of a SentencePiece .model file."
+    )
+
+
+def load_tokenizer(state: dict[str, Any]) -> Tokenizer:
+    """The tokenizer whose `state()` this is; needs no other file."""
+    kind = state.get("kind", "")
+    if kind not in _LOADERS:
+        raise unknown("tokenizer kind", str(kind), _LOADERS)
+    return _LOADERS[kind](state)

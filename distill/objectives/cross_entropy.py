@@ -1,0 +1,119 @@
+"""Cross-entropy between prototype distributions, without ever holding a tokens x prototypes matrix.
+
+Supervising all tokens makes that matrix the largest tensor of a training step: 16,384 tokens x 32,768 prototypes are
+2 GiB in fp32, several times over with the teacher's, the softmax and their gradients. Here a chunk of tokens at a
+time goes through logits, both softmaxes, the loss and its gradient, and only the gradients `[T, d]` and `[K, d]` are
+kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from distill.objectives.precision import full, matmul
+from distill.objectives.prototypes import TokenTargets
+
+CHUNK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}  # one chunk's matrix: fits a core's cache; keeps the GPU busy
+CHUNK_ROWS = 128  # at least, or adding up the gradient of the directions costs more than it saves
+
+
+class CrossEntropy(NamedTuple):
+    total: Tensor  # scalar: the sum over tokens, with gradient
+    tokens: Tensor  # [T] each token's cross-entropy, without gradient
+
+
+def prototype_cross_entropy_plain(
+    student: Tensor, directions: Tensor, targets: TokenTargets, temperature: float
+) -> Tensor:
+    """The plain reference: `[T]` values of `-sum_k p_k log softmax(x directions^T / temperature)_k`, with gradient.
+
+    Arguments as in `prototype_cross_entropy`; holds several `[T, K]` matrices at once.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        logits = full(student) @ full(directions).T / temperature  # [T, K]
+        return -(targets.chunk(slice(None)) * logits.log_softmax(dim=-1)).sum(dim=-1)
+
+
+def prototype_cross_entropy(
+    student: Tensor,
+    directions: Tensor,
+    targets: TokenTargets,
+    temperature: float,
+    chunk: int | None = None,
+) -> CrossEntropy:
+    """The cross-entropy of T tokens, `-sum_k p_k log softmax(x directions^T / temperature)_k`, summed and one by one.
+
+    `student` `[T, d]`: the student's bottleneck vectors. `directions` `[K, d]`: the student's prototypes. `targets`: T
+    teacher distributions over K. `temperature`: the student's. `chunk`: tokens at a time (None: by memory).
+
+    The gradient of the sum is computed along with it, in the same pass over the chunks; without gradients (under
+    `no_grad`, or for inputs that need none) that half of the work is skipped. Softmaxes and sums are in fp32.
+    """
+    if chunk is None:
+        budget = CHUNK_BYTES["cpu" if student.device.type == "cpu" else "cuda"]
+        chunk = max(CHUNK_ROWS, budget // (4 * directions.shape[0]))
+    if torch.is_grad_enabled() and (student.requires_grad or directions.requires_grad):
+        return CrossEntropy(*_Fused.apply(student, directions, targets, temperature, chunk))
+    with torch.no_grad():
+        tokens, _, _ = _forward(student, directions, targets, temperature, chunk, gradients=False)
+    return CrossEntropy(tokens.sum(), tokens)
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        student: Tensor,
+        directions: Tensor,
+        targets: TokenTargets,
+        temperature: float,
+        chunk: int,
+    ) -> Any:
+        tokens, grad_student, grad_directions = _forward(
+            student, directions, targets, temperature, chunk, gradients=True
+        )
+        ctx.save_for_backward(grad_student, grad_directions)
+        ctx.dtypes = (student.dtype, directions.dtype)
+        ctx.mark_non_differentiable(tokens)
+        return tokens.sum(), tokens
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:  # grad: scalar
+        grad_student, grad_directions = ctx.saved_tensors
+        return (grad * grad_student).to(ctx.dtypes[0]), (grad * grad_directions).to(ctx.dtypes[1]), None, None, None
+
+
+def _forward(
+    student: Tensor,
+    directions: Tensor,
+    targets: TokenTargets,
+    temperature: float,
+    chunk: int,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropies `[T]` and, if asked, the gradients `[T, d]` and `[K, d]` of their sum (else empty).
+
+    With z = x W^T / t, the gradient of `logsumexp(z) - p.z` by z is `softmax(z) - p`.
+    """
+    dtype = torch.float64 if student.dtype == torch.float64 else torch.float32
+    scaled = student / temperature  # [T, d]
+    tokens = torch.empty(len(student), dtype=dtype, device=student.device)
+    grad_student = torch.empty(student.shape if gradients else (0, 0), dtype=dtype, device=student.device)
+    grad_directions = torch.zeros(directions.T.shape if gradients else (0, 0), dtype=dtype, device=student.device)
+    for start in range(0, len(student), chunk):
+        rows = slice(start, start + chunk)
+        target = targets.chunk(rows)  # [t, K]
+        logits = matmul(scaled[rows], directions.T)  # [t, K]
+        probs = logits.softmax(dim=-1)  # [t, K]
+        log_norm = logits.amax(dim=-1) - probs.amax(dim=-1).log()  # [t] logsumexp(z), from the largest entry
+        tokens[rows] = log_norm - torch.linalg.vecdot(target, logits)
+        if gradients:
+            slope = probs.sub_(target)  # [t, K]
+            grad_student[rows] = matmul(slope, directions) / temperature
+            grad_directions += matmul(scaled[rows].T, slope)
+    return tokens, grad_student, grad_directions.T

@@ -1,0 +1,1 @@
+"""What a recipe will cost and need, worked out without training."""

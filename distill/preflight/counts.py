@@ -1,0 +1,185 @@
+"""Parameters of a recipe's models, counted on the meta device: shapes without memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import students
+from distill.config.fields import MISSING
+from distill.config.schema import Config, HeadsConfig, StudentConfig
+from distill.data.sources import caption_texts, open_source
+from distill.errors import UserError
+from distill.models.arch import Arch
+from distill.models.joint_heads import Heads
+from distill.models.loading import find_checkpoint, read_checkpoint
+from distill.models.pair import ImageTextModel
+from distill.models.tokenizers import build_tokenizer
+from distill.training.learner import Learner, freeze_unused
+from distill.training.receipts import count
+
+ASSUMED_VOCABULARY = 32_000  # where the tokenizer is still to be given: the paper's
+SCENE_CAPTIONS = 500  # scenes looked at for the words of their captions
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of the step; parameters by part. `trained` counts those with gradient."""
+
+    name: str
+    role: str  # student, teacher (co-trained) or teacher (frozen)
+    arch: Arch
+    depth: int
+    cls_tokens: int
+    image: int
+    text: int
+    heads: int
+    trained: int
+    trains_image: bool
+    trains_text: bool
+
+
+@dataclass(frozen=True)
+class Counts:
+    """All models, and how many parameters are trained, averaged and frozen in all."""
+
+    models: list[Model]
+    trained: int
+    averaged: int
+    frozen: int
+    vocabulary: int
+    notes: list[str]
+
+
+class _OnlySize:
+    """Stands for a tokenizer where only its size matters."""
+
+    def __init__(self, vocabulary: int):
+        self.vocabulary = vocabulary
+
+
+def count_models(config: Config) -> Counts:
+    """Counts what `config` builds. Open values (`???`) are assumed, and noted. Raises `UserError` for bad files."""
+    notes: list[str] = []
+    tokenizer: Any = _OnlySize(_vocabulary(config, notes))
+    frozen = config.teacher.mode == "frozen"
+    given = [(student, config.objective.patch.tokens, "student") for student in config.students]
+    if config.teacher.mode == "cotrained":
+        assert config.teacher.arch is not None
+        teacher = StudentConfig(name="teacher", arch=config.teacher.arch, depth=config.teacher.depth)
+        given.append((teacher, config.teacher.tokens, "teacher (co-trained)"))
+    models: list[Model] = []
+    learners: list[Learner] = []
+    opened = _frozen_teacher(config, notes) if frozen else None
+    for student, tokens, role in given:
+        learner = _learner(student, config, tokenizer, tokens, opened, learners)
+        learners.append(learner)
+        models.append(_describe(student.name, role, learner))
+    averaged = _averaged(config, learners)
+    untrained = sum(count(learner, False) for learner in learners)
+    if opened is not None:
+        model, heads = opened
+        models.append(_row("teacher", "teacher (frozen)", model, heads))
+        untrained += count(model) + count(heads)
+    return Counts(models, sum(m.trained for m in models), averaged, untrained, tokenizer.vocabulary, notes)
+
+
+def _learner(
+    student: StudentConfig,
+    config: Config,
+    tokenizer: Any,
+    tokens: str,
+    opened: tuple[ImageTextModel, nn.Module | None] | None,
+    before: list[Learner],
+) -> Learner:
+    objective = config.objective
+    model = students.build_model(student, config, tokenizer, device="meta")
+    width = None
+    if objective.patch.target == "features" and objective.patch.weight > 0:
+        width = (opened[0] if opened else before[0].model if before else model).image.width
+    with torch.device("meta"):
+        heads = Heads(model.image.width, config.heads, width) if objective.cls.weight + objective.patch.weight else None
+        learner = Learner(model, heads, objective, tokens, corrupts=config.mask.ratio > 0)
+    if student in config.students:
+        students.apply_freeze(model, student.freeze, config.text.freeze)
+    freeze_unused(learner)
+    return learner
+
+
+def _averaged(config: Config, learners: list[Learner]) -> int:
+    if config.teacher.mode not in ("ema", "ema_head", "cotrained"):
+        return 0
+    source = learners[-1 if config.teacher.mode == "cotrained" else 0]
+    if source.heads is None:
+        return 0
+    return count(source.heads) + (count(source.model.image) if config.teacher.mode == "ema" else 0)
+
+
+def _describe(name: str, role: str, learner: Learner) -> Model:
+    row = _row(name, role, learner.model, learner.heads)
+    trains = [any(p.requires_grad for p in tower.parameters()) for tower in (learner.model.image, learner.model.text)]
+    return Model(**{**vars(row), "trained": count(learner, True), "trains_image": trains[0], "trains_text": trains[1]})
+
+
+def _row(name: str, role: str, model: ImageTextModel, heads: nn.Module | None) -> Model:
+    image = model.image
+    sizes = (count(image), count(model.text), count(heads))
+    return Model(name, role, image.arch, image.depth, image.cls_tokens, *sizes, 0, False, False)
+
+
+def _vocabulary(config: Config, notes: list[str]) -> int:
+    text = config.text
+    if text.tokenizer == MISSING:
+        notes.append(f"text.tokenizer is still to be given: {ASSUMED_VOCABULARY:,} tokens are assumed")
+        return ASSUMED_VOCABULARY
+    if text.tokenizer != "words":
+        return build_tokenizer(text, []).vocabulary
+    if config.data.source == "scenes":
+        fields = config.captions.cls1 + config.captions.cls2
+        return build_tokenizer(text, caption_texts(open_source(config.data), fields, SCENE_CAPTIONS)).vocabulary
+    notes.append(f"words of captions are counted when the run starts: text.vocabulary={text.vocabulary} is assumed")
+    return text.vocabulary
+
+
+def _frozen_teacher(config: Config, notes: list[str]) -> tuple[ImageTextModel, nn.Module | None] | None:
+    source = config.teacher.source
+    if source is None or source == MISSING:
+        notes.append("the frozen teacher is still to be given: it is not counted")
+        return None
+    path, _, name = source.removeprefix("run:").partition("#")
+    file = find_checkpoint(path)
+    content = read_checkpoint(file)
+    entries = content.get("students")
+    if not isinstance(entries, dict) or (name and name not in entries):
+        has = f"only {', '.join(entries)}" if isinstance(entries, dict) else "no run of ours"
+        raise UserError(f"teacher.source: {file} has {has}{f', not {name!r}' if name else ''}; give a run's folder")
+    entry = entries[name or next(iter(entries))]
+    with torch.device("meta"):
+        model = ImageTextModel.from_spec(entry["spec"])
+        heads = None
+        if content.get("teacher") is not None:
+            heads = Heads(
+                model.image.width, HeadsConfig(**content["heads_config"]), content["teacher"]["feature_width"]
+            )
+    _check_prototypes(config, source, None if heads is None else content["heads_config"]["prototypes"])
+    model.image.grid(config.views.global_size, config.views.global_size)  # raises when the crop does not fit its patch
+    return model, heads
+
+
+def _check_prototypes(config: Config, source: str, prototypes: int | None) -> None:
+    patch = config.objective.patch
+    if not config.objective.cls.weight and (not patch.weight or patch.target == "features"):
+        return
+    if prototypes is None:
+        raise UserError(
+            f"teacher.source: {source} has no prototype heads; set objective.patch.target=features and "
+            "objective.cls.weight=0, or give a run that was trained with them"
+        )
+    if prototypes != config.heads.prototypes:
+        raise UserError(
+            f"heads.prototypes: {config.heads.prototypes}, but the heads of {source} have {prototypes}; "
+            f"set heads.prototypes={prototypes}"
+        )

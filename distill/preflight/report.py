@@ -1,0 +1,126 @@
+"""Everything `distill check` finds out about a recipe that is valid."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.config.fields import MISSING, leaf_of
+from distill.config.resolved import Resolved
+from distill.config.schema import Config
+from distill.errors import UserError
+from distill.models.loading import find_checkpoint
+from distill.preflight.cost import REFERENCE_FLOPS, Cost, step_cost
+from distill.preflight.counts import Counts, count_models
+from distill.preflight.data import DataReport, look_at_data
+from distill.training.receipts import head_only_saving, saving_table
+from students import parse_arch
+
+
+@dataclass
+class Report:
+    """The result of a check. `counts` and `cost` are None when a file they need is missing (then a problem says so)."""
+
+    recipe: str
+    name: str
+    supply: dict[str, str]  # key -> what it is, for values the recipe leaves to the user
+    warnings: list[str]
+    differences: list[str]
+    data: DataReport
+    precision: str
+    counts: Counts | None = None
+    cost: Cost | None = None
+    grids: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    saving: float | None = None  # share of parameters that averaging the heads alone saves over averaging all
+    savings: list[tuple[str, int, float]] = field(default_factory=list)  # the same trunk with other heads
+    device_days: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def preflight(resolved: Resolved) -> Report:
+    """Works out models, grids, data and cost of a valid recipe; what is wrong goes into `.problems`."""
+    config = resolved.config
+    report = Report(
+        recipe=resolved.path,
+        name=config.name,
+        supply={key: leaf_of(key).help for key in resolved.missing},
+        warnings=list(resolved.warnings),
+        differences=[str(difference) for difference in resolved.differences()],
+        data=look_at_data(config),
+        precision=expected_precision(config),
+    )
+    report.problems += report.data.problems + _missing_files(config)
+    try:
+        report.counts = count_models(config)
+    except UserError as error:
+        report.problems.append(str(error))
+        return report
+    report.cost = step_cost(config, report.counts, report.precision)
+    report.grids = grid_plan(config, report.counts)
+    report.device_days = report.cost.flops * config.train.steps / REFERENCE_FLOPS / 86400
+    if config.teacher.mode == "ema_head" and report.counts.averaged:
+        first = report.counts.models[0]
+        report.saving = head_only_saving(first.image, first.heads)
+        report.savings = saving_table(first.image, parse_arch(config.students[0].arch).width)
+    return report
+
+
+def expected_precision(config: Config) -> str:
+    """The precision of the activations: as asked; `auto` is bf16 unless the recipe trains on a CPU."""
+    if config.train.precision != "auto":
+        return config.train.precision
+    import torch
+
+    on_cpu = config.train.accelerator == "cpu" or (config.train.accelerator == "auto" and not torch.cuda.is_available())
+    return "fp32" if on_cpu else "bf16"
+
+
+def grid_plan(config: Config, counts: Counts) -> list[str]:
+    """For each model, its tokens per view and how teacher tokens meet student tokens."""
+    views, lines = config.views, []
+    distils = config.objective.cls.weight + config.objective.patch.weight
+    student_side = views.global_size // counts.models[0].arch.patch
+    for model in counts.models:
+        side = views.global_size // model.arch.patch
+        line = f"{model.name}: global {views.global_size} px = {side} x {side} patches"
+        if model.role == "teacher (frozen)":
+            same = side == student_side
+            how = "one to one" if same else f"resized bilinearly to the students' {student_side} x {student_side}"
+            lines.append(f"{line}, unmasked; targets {how}")
+            continue
+        masked = round(config.mask.ratio * side * side)
+        if config.objective.patch.weight:
+            line += f", {masked} masked, {side * side - masked} visible, supervised: {_supervised(config, model.role)}"
+        if distils and config.objective.cls.weight and views.locals:
+            local = views.local_size // model.arch.patch
+            line += f"; {views.locals} locals {views.local_size} px = {local} x {local}"
+        lines.append(line)
+    return lines
+
+
+def _supervised(config: Config, role: str) -> str:
+    return config.teacher.tokens if role.startswith("teacher") else config.objective.patch.tokens
+
+
+def _missing_files(config: Config) -> list[str]:
+    """Files and runs that the recipe names and that are not there. The teacher's is opened elsewhere."""
+    named = {f"students.{i}.init": student.init for i, student in enumerate(config.students)}
+    named |= {"text.init": config.text.init, "train.stage_from": config.train.stage_from or "scratch"}
+    problems = []
+    for key, value in named.items():
+        if value in ("scratch", "teacher", "layers", MISSING):
+            continue
+        try:
+            find_checkpoint(value.removeprefix("run:").partition("#")[0])
+        except UserError as error:
+            problems.append(f"{key}: {error}")
+    tokenizer = config.text.tokenizer
+    if tokenizer.endswith(".model") and not Path(tokenizer).expanduser().is_file():
+        problems.append(
+            f"text.tokenizer: no file {tokenizer}; give the path of a SentencePiece .model, or clip or words"
+        )
+    return problems

@@ -1,0 +1,85 @@
+"""The verb `distill study`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill.config.entries import NewList, read_overrides
+from distill.errors import UserError
+
+
+def register(subparsers: Any) -> None:
+    """Add the verb's parser."""
+    parser = subparsers.add_parser(
+        "study",
+        help="run a grid of variants and seeds, and compare them",
+        description="Run the missing cells of a study (variants x seeds), then write results.json and report.html.",
+        epilog="Keys under eval. change the study's evaluation; all others are settings of every variant's run.",
+    )
+    parser.add_argument(
+        "recipe", help="a study from 'distill ls study', or a file; with --report also a study's folder"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every variant")
+    parser.add_argument("--seeds", type=int, metavar="N", help="run seeds 0 to N-1 (default: the recipe's)")
+    parser.add_argument("--parallel", type=int, metavar="N", help="cells at once (default: one a CPU core or GPU)")
+    parser.add_argument("--only", metavar="A,B", help="only these variants, and the teachers they need")
+    parser.add_argument("--again", action="store_true", help="run anew what is done; old cells are kept aside")
+    parser.add_argument("--name", help="folder under --runs (default: the study's name)")
+    parser.add_argument("--runs", default="runs", metavar="DIR", help="folder that holds the runs (default: runs)")
+    parser.add_argument("--report", action="store_true", help="only rebuild the report from the results there are")
+    parser.set_defaults(main=main)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Exit status: 0 all done, 1 some cells failed, 130 interrupted."""
+    from distill.study.results import load_results
+    from distill.study.run import rebuild, study, tell
+    from distill.study.table import summary_table
+
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    if args.report:
+        if args.overrides:
+            raise UserError(f"--report runs nothing, so it takes no settings; leave out {args.overrides[0]}.")
+        folder = _results_folder(args)
+        report = rebuild(folder)
+        console.print(summary_table(load_results(folder), console.width))
+        console.print(str(report), highlight=False)
+        return 0
+    began = time.monotonic()
+    result = study(
+        args.recipe,
+        settings(args.overrides),
+        seeds=args.seeds,
+        parallel=args.parallel,
+        only=[word for word in (args.only or "").split(",") if word],
+        again=args.again,
+        name=args.name,
+        runs=args.runs,
+    )
+    tell(result, console, time.monotonic() - began)
+    return 130 if result.outcome.interrupted else 0 if result.complete else 1
+
+
+def settings(words: list[str]) -> dict[str, Any]:
+    """`key=value` words as dotted keys, parsed as everywhere else."""
+    entries, problems = read_overrides(words)
+    if problems:
+        raise UserError("; ".join(map(str, problems)))
+    for entry in entries:
+        if isinstance(entry.value, NewList):
+            raise UserError(f"{entry.key}: give single values to a study, as {entry.key}.0.arch=tiny/8.")
+    return {entry.key: entry.value for entry in entries}
+
+
+def _results_folder(args: argparse.Namespace) -> Path:
+    """A folder with results, or that of a study by its recipe."""
+    from distill.study.recipe import read_study
+
+    folder = Path(args.recipe)
+    return folder if folder.is_dir() else Path(args.runs) / (args.name or read_study(args.recipe).study)

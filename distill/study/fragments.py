@@ -1,0 +1,206 @@
+"""The parts of report.html, each a pure function from results to markup."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from distill.study.columns import COLUMNS, COSTS, SCORES, TERMS, Column, show
+from distill.study.curves import Curve
+from distill.study.plots import limits, patch_loss_svg
+from distill.study.results import Tree, chance, difference, findings, mean_of, measured
+from distill.study.store import MANIFEST, read_json
+from distill.study.table import best
+
+
+def esc(value: Any) -> str:
+    return html.escape(str(value))
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def title_of(results: Tree, variant: str) -> str:
+    return str(results["variants"][variant]["title"])
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def score_table(results: Tree) -> str:
+    """Variants by scores, a bar under each as long as its share of the column's best; the best is bold."""
+    rows = []
+    columns = measured(results, SCORES)
+    for variant in results["variants"]:
+        cells = []
+        for column in columns:
+            mean = mean_of(results, variant, column)
+            top = best(results, column)
+            text = esc(show(column, mean.mean, mean.half)) if mean else "–"
+            share = round(100 * max(0.0, mean.mean / top)) if mean and top else 0
+            text = f"<b>{text}</b>" if mean and mean.mean == top else text
+            cells.append(f'{text}<i class="bar" style="width:{share}%"></i>')
+        rows.append((variant, cells))
+    guesses = [chance(results, column) for column in columns]
+    known = any(g is not None for g in guesses)
+    last = ["" if g is None else esc(show(c, g)) for c, g in zip(columns, guesses)] if known else None
+    return _table(results, columns, rows, last)
+
+
+def cost_table(results: Tree) -> str:
+    """Variants by what they cost, means over seeds."""
+    columns = measured(results, COSTS)
+    means = {v: [mean_of(results, v, c) for c in columns] for v in results["variants"]}
+    rows = [(v, [esc(show(c, m.mean)) if m else "–" for c, m in zip(columns, of)]) for v, of in means.items()]
+    return _table(results, columns, rows)
+
+
+def _table(
+    results: Tree, columns: Sequence[Column], rows: Sequence[tuple[str, list[str]]], last: list[str] | None = None
+) -> str:
+    """A row a variant under grouped headings; `last` is a final row for what guessing gets."""
+    groups = [(g, list(cs)) for g, cs in groupby(columns, key=lambda c: c.group)]
+    top = "".join(f'<th colspan="{len(cs)}" class="group">{esc(g)}</th>' for g, cs in groups)
+    heads = "".join(f"<th>{esc(c.title)}</th>" for c in columns)
+    body = []
+    for variant, cells in rows:
+        head = f'<span class="name">{esc(variant)}</span><span class="about">{esc(title_of(results, variant))}</span>'
+        body.append(f'<tr><th scope="row">{head}</th>{_cells(cells)}</tr>')
+    if last is not None:
+        body.append(f'<tr class="guess"><th scope="row">guessing</th>{_cells(last)}</tr>')
+    return (
+        f'<div class="scroll"><table class="scores"><thead><tr><td></td>{top}</tr>'
+        f"<tr><th>variant</th>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return "".join(f"<td>{cell}</td>" for cell in cells)
+
+
+def difference_table(results: Tree) -> str:
+    """Paired differences, second minus first, for every comparison of the recipe."""
+    columns = measured(results, SCORES)
+    heads = "".join(f"<th>{esc(c.short)}</th>" for c in columns)
+    rows = []
+    for pair in results["compare"]:
+        cells = []
+        for column in columns:
+            change = difference(results, pair["first"], pair["second"], column)
+            text = show(column, change.mean, change.half, sign=True) if change else "–"
+            sure = change is not None and change.low is not None and (change.low > 0 or (change.high or 0) < 0)
+            sign = "" if change is None else "up" if change.mean > 0 else "down"
+            cells.append(f'<td class="{sign}{" sure" if sure else ""}">{esc(text)}</td>')
+        names = f"{esc(pair['first'])} → {esc(pair['second'])}"
+        factors = esc(", ".join(pair["factors"]))
+        rows.append(f'<tr><th scope="row">{names}<small class="by">changes {factors}</small></th>{"".join(cells)}</tr>')
+    if not rows:
+        return ""
+    return (
+        f'<div class="scroll"><table class="scores"><thead><tr><th>difference, points</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def claim_list(results: Tree) -> str:
+    """Every claim with its verdict, what was measured and where it comes from."""
+    items = []
+    titles = {c.key: c for c in [*COLUMNS, *TERMS]}
+    for finding in findings(results):
+        claim = finding.claim
+        column = titles.get(claim.metric, Column(claim.metric, "", claim.metric, claim.metric, 1, 3))
+        change = finding.difference
+        shown = show(column, change.mean, change.half, sign=True) if change else "not measured"
+        label = f"{column.group.split(',')[0]}, {column.title}" if column.group else claim.metric
+        items.append(
+            f'<li><span class="verdict {finding.verdict.replace(" ", "-")}">{esc(finding.verdict)}</span>'
+            f"<div><p>{esc(claim.says)}.</p><p class='small'>{esc(label)}: {esc(claim.second)} − {esc(claim.first)} = "
+            f"<b>{esc(shown)}</b>; {esc(finding.reason)}. Source: {esc(claim.source)}.</p></div></li>"
+        )
+    return f'<ul class="claims">{"".join(items)}</ul>' if items else ""
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def loss_figures(results: Tree, curves: Mapping[str, Mapping[str, Curve]]) -> str:
+    """One small plot a variant: patch loss on masked and on visible tokens, on shared axes."""
+    terms = ("patch_masked", "patch_visible")
+    shown = {v: c for v, c in curves.items() if any(t in c for t in terms)}
+    bounds = limits(list(shown.values()), terms)
+    parts = []
+    for variant, group in shown.items():
+        source = data_uri(patch_loss_svg(group, bounds).encode(), "svg+xml")
+        caption = f'<span class="name">{esc(variant)}</span>{esc(title_of(results, variant))}'
+        parts.append(
+            f"<figure><figcaption>{caption}</figcaption>"
+            f'<img src="{source}" alt="patch loss of {esc(variant)} over the steps"></figure>'
+        )
+    return f'<div class="plots">{"".join(parts)}</div>' if parts else ""
+
+
+def galleries(results: Tree, folders: Mapping[str, Path]) -> str:
+    """For each kind of panel a grid: test images down; image, truth and the variants across."""
+    manifests = {v: tree for v, f in folders.items() if (tree := read_json(f / MANIFEST)) is not None}
+    if not manifests:
+        return ""
+    shown = next(iter(manifests.values()))
+    drawn = {v: folders[v] for v in manifests}
+    keys = "".join(
+        f'<span class="key"><i style="background:{esc(c["colour"])}"></i>{esc(c["name"])}</span>'
+        for c in shown["legend"]
+    )
+    parts = []
+    for kind, text in shown["panels"].items():
+        legend = f'<p class="keys">{keys}</p>' if keys and kind != "pca" else ""
+        parts.append(f"<h3>{esc(text)}</h3>{legend}{_gallery(kind, drawn, shown['images'])}")
+    return "".join(parts)
+
+
+def _gallery(kind: str, folders: Mapping[str, Path], count: int) -> str:
+    shared = next(iter(folders.values()))
+    columns = [("image", shared, "image"), ("truth", shared, "truth"), *((v, f, kind) for v, f in folders.items())]
+    columns = [c for c in columns if (c[1] / f"{c[2]}_0.png").exists()]
+    heads = "".join(f"<th>{esc(label)}</th>" for label, _, _ in columns)
+    rows = []
+    for number in range(count):
+        cells = [_picture(folder / f"{name}_{number}.png", label, number) for label, folder, name in columns]
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return (
+        f"<div class='scroll'><table class='gallery'><thead><tr>{heads}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _picture(path: Path, label: str, number: int) -> str:
+    try:
+        source = data_uri(path.read_bytes(), "png")
+    except OSError:
+        return "<td>–</td>"
+    kind = ' class="photo"' if label == "image" else ""
+    return f'<td><img{kind} src="{source}" alt="{esc(label)}, test image {number + 1}"></td>'
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+
+def switch_table(results: Tree) -> str:
+    """The factor keys of every variant (those that differ), and its teacher."""
+    rows = {row["variant"]: row for row in reversed(results["rows"])}
+    keys = sorted({k for row in rows.values() for k in row["switches"] if k != "teacher.source"})
+    keys = [k for k in keys if len({str(row["switches"].get(k)) for row in rows.values()}) > 1]
+    heads = "".join(f"<th>{esc(k)}</th>" for k in keys)
+    body = []
+    for variant, about in results["variants"].items():
+        if variant in rows:
+            cells = "".join(f"<td>{esc(rows[variant]['switches'].get(k))}</td>" for k in keys)
+            body.append(f'<tr><th scope="row">{esc(variant)}</th>{cells}<td>{esc(about["teacher"] or "–")}</td></tr>')
+    return (
+        f'<div class="scroll"><table><thead><tr><th>variant</th>{heads}<th>frozen teacher</th></tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )

@@ -1,0 +1,252 @@
+"""The study recipe: a base run, declared factors, variants that change nothing else, seeds, comparisons and claims.
+
+    study: demo
+    base: pretrain/ibot_scenes_tiny                 # the run recipe that every variant starts from
+    set: {train.steps: 600}                         # applied to every variant
+    factors: {tokens: [objective.patch.tokens], mask: [mask.ratio], teacher: [teacher.mode, teacher.source]}
+    seeds: [0]
+    eval: {dataset: scenes, samples: 512, tasks: [zeroshot_seg, knn]}
+    variants:
+      ibot:    {title: "iBOT", set: {objective.patch.tokens: masked}}
+      student: {title: "distilled from it", from: ibot, teacher: ibot, set: {mask.ratio: 0}}
+    compare: [{pair: [ibot, student], factors: [teacher, mask]}]    # [a, b] alone: exactly one factor differs
+    claims: [{says: ..., source: Table 2, compare: [ibot, student], metric: zeroshot_seg/miou, expect: "+"}]
+
+`from` inherits another variant's keys. `teacher: VARIANT` distils from that variant's finished cell of the same seed:
+`teacher.mode` becomes frozen and `teacher.source` its run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill.config import recipes
+from distill.config.entries import parse_scalar
+from distill.config.fields import leaf_of
+from distill.errors import UserError, unknown
+from distill.study.claims import SIGNS, Claim
+
+KEYS = ("study", "title", "base", "set", "factors", "seeds", "eval", "variants", "compare", "claims")
+VARIANT_KEYS = ("title", "from", "teacher", "set")
+CLAIM_KEYS = ("says", "source", "compare", "metric", "expect", "margin")
+EVAL_KEYS = ("dataset", "samples", "tasks")
+TASKS: tuple[str, ...] = leaf_of("eval.tasks").bounds["choices"]
+NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One arm. `changes` are dotted keys of the run recipe, inherited ones included; `teacher` is another variant."""
+
+    name: str
+    title: str
+    changes: dict[str, Any]
+    teacher: str | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two variants compared by seed; `factors` are those that may differ (None: any one)."""
+
+    first: str
+    second: str
+    factors: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StudyRecipe:
+    """A parsed study; see the module's text for the meaning of each field."""
+
+    study: str
+    title: str
+    header: recipes.Header  # purpose, what it reproduces, what it costs
+    path: str  # for messages: a file, or the name of a shipped recipe
+    base: str
+    changes: dict[str, Any]
+    factors: dict[str, tuple[str, ...]]
+    seeds: tuple[int, ...]
+    eval: dict[str, Any]
+    variants: dict[str, Variant]
+    compare: tuple[Pair, ...] = ()
+    claims: tuple[Claim, ...] = field(default=())
+
+
+def read_study(name: str | Path) -> StudyRecipe:
+    """Parse a shipped study (`study/demo`, or `demo`) or a YAML file.
+
+    Raises a one-line `UserError` with the file, the value, what is allowed and the fix.
+    """
+    found = recipes.find(name)
+    path = found.label
+    try:
+        tree = parse_scalar(found.text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold a mapping with the keys {', '.join(KEYS)}.")
+    _known(path, "key", tree, KEYS)
+    missing = [k for k in ("study", "base", "factors", "variants") if not tree.get(k)]
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(missing)}; a study needs at least study, base, factors and variants.")
+    variants = _variants(path, tree["variants"])
+    pairs = tuple(_pair(path, item, variants) for item in tree.get("compare") or [])
+    base = str(tree["base"])
+    beside = found.path.parent / base if found.path is not None else None
+    return StudyRecipe(
+        study=_name(path, "study", tree["study"]),
+        title=str(tree.get("title") or tree["study"]),
+        header=recipes.header(found.text),
+        path=path,
+        base=str(beside) if beside is not None and beside.is_file() else base,
+        changes=_mapping(path, "set", tree.get("set")),
+        factors=_factors(path, tree["factors"]),
+        seeds=checked_seeds(tree.get("seeds", [0])),
+        eval=_eval(path, tree.get("eval")),
+        variants=variants,
+        compare=pairs,
+        claims=tuple(_claim(path, item, pairs) for item in tree.get("claims") or []),
+    )
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def _known(path: str, kind: str, given: Iterable[str], allowed: tuple[str, ...]) -> None:
+    for key in given:
+        if key not in allowed:
+            raise unknown(f"{kind} in {path}", str(key), allowed)
+
+
+def _name(path: str, kind: str, value: Any) -> str:
+    if not isinstance(value, str) or not NAME.fullmatch(value):
+        raise UserError(f"{path}: {kind} '{value}' names a folder; use lower-case letters, digits and underscores.")
+    return value
+
+
+def _mapping(path: str, key: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {key} is {value!r}; it must be a mapping of dotted keys, e.g. {{mask.ratio: 0.5}}.")
+    flat: dict[str, Any] = {}
+    for name, item in value.items():
+        nested = isinstance(item, dict) and item
+        flat.update({f"{name}.{k}": v for k, v in _mapping(path, key, item).items()} if nested else {str(name): item})
+    return flat
+
+
+def _factors(path: str, value: Any) -> dict[str, tuple[str, ...]]:
+    if not isinstance(value, dict):
+        raise UserError(
+            f"{path}: factors is {value!r}; it must map a factor's name to its keys, e.g. mask: [mask.ratio]."
+        )
+    factors = {str(k): tuple([v] if isinstance(v, str) else v or ()) for k, v in value.items()}
+    for (one, keys), (other, more) in combinations(factors.items(), 2):
+        for key in keys:
+            if any(covers(key, k) or covers(k, key) for k in more):
+                raise UserError(f"{path}: {key} belongs to the factors '{one}' and '{other}'; a key has one factor.")
+    return factors
+
+
+def covers(key: str, other: str) -> bool:
+    """Whether a factor's key names `other` itself or a whole branch above it (`teacher` covers `teacher.mode`)."""
+    return other == key or other.startswith(key + ".")
+
+
+def checked_seeds(value: Any) -> tuple[int, ...]:
+    """A number of seeds (3 gives 0, 1, 2) or a list of them."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    values = list(range(value)) if whole else value
+    if not isinstance(values, list | tuple) or not values or any(not isinstance(s, int) or s < 0 for s in values):
+        raise UserError(f"seeds is {value!r}; give how many (3), at least 1, or a list of them ([0, 1, 2]).")
+    if len(set(values)) != len(values):
+        raise UserError(f"seeds {list(values)} repeats one; each seed counts once.")
+    return tuple(values)
+
+
+def _eval(path: str, value: Any) -> dict[str, Any]:
+    given = value or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{path}: eval is {value!r}; it must be a mapping with the keys {', '.join(EVAL_KEYS)}.")
+    _known(path, "eval key", given, EVAL_KEYS)
+    merged = {"dataset": "scenes", "samples": 512, "tasks": list(TASKS), **given}
+    return checked_eval(merged)
+
+
+def checked_eval(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The eval block with its tasks and its number of samples checked."""
+    tasks, samples = value["tasks"], value["samples"]
+    for task in tasks if isinstance(tasks, list) else [tasks]:
+        if task not in TASKS:
+            raise unknown("evaluation task", str(task), TASKS)
+    if not isinstance(samples, int) or samples < 8:
+        raise UserError(f"eval.samples is {samples!r}; it must be a whole number of images, at least 8.")
+    return {"dataset": str(value["dataset"]), "samples": samples, "tasks": list(tasks)}
+
+
+def _variants(path: str, value: Any) -> dict[str, Variant]:
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: variants is {value!r}; it must map a variant's name to its title and changes.")
+    variants: dict[str, Variant] = {}
+    for key, body in value.items():
+        name = _name(path, "variant", key)
+        body = body or {}
+        _known(path, f"key of variant '{name}'", body, VARIANT_KEYS)
+        for link in ("from", "teacher"):
+            if body.get(link) is not None and body[link] not in variants:
+                fix = f"'{link}' names a variant listed above '{name}'."
+                raise unknown(f"variant in {path}", str(body[link]), variants, fix)
+        parent = variants.get(body.get("from") or "")
+        changes = {**(parent.changes if parent else {}), **_mapping(path, f"variants.{name}.set", body.get("set"))}
+        teacher = body.get("teacher", parent.teacher if parent else None)
+        variants[name] = Variant(name, str(body.get("title") or name), changes, teacher)
+    return variants
+
+
+def _pair(path: str, item: Any, variants: dict[str, Variant]) -> Pair:
+    body = {"pair": item} if isinstance(item, list) else item
+    if not isinstance(body, dict) or not isinstance(body.get("pair"), list) or len(body["pair"]) != 2:
+        raise UserError(
+            f"{path}: compare has {item!r}; write [first, second] or {{pair: [first, second], factors: [...]}}."
+        )
+    _known(path, "key of a comparison", body, ("pair", "factors"))
+    for name in body["pair"]:
+        if name not in variants:
+            raise unknown(f"variant in compare of {path}", str(name), variants)
+    factors = body.get("factors")
+    first, second = body["pair"]
+    return Pair(first, second, tuple(factors) if factors else None)
+
+
+def _claim(path: str, item: Any, pairs: tuple[Pair, ...]) -> Claim:
+    if not isinstance(item, dict):
+        raise UserError(f"{path}: a claim is {item!r}; it must be a mapping with the keys {', '.join(CLAIM_KEYS)}.")
+    _known(path, "key of a claim", item, CLAIM_KEYS)
+    missing = [k for k in ("says", "source", "compare", "metric", "expect") if k not in item]
+    if missing:
+        raise UserError(f"{path}: the claim '{item.get('says', '?')}' lacks {', '.join(missing)}.")
+    pair, expect, margin = item["compare"], str(item["expect"]), item.get("margin")
+    if not isinstance(pair, list) or tuple(pair) not in {(p.first, p.second) for p in pairs}:
+        raise UserError(f"{path}: the claim '{item['says']}' compares {pair}, which is not in `compare`; add it there.")
+    if expect not in SIGNS:
+        raise unknown("expectation of a claim", expect, SIGNS)
+    if expect == "0" and margin is None:
+        raise UserError(
+            f"{path}: the claim '{item['says']}' expects no difference; give a margin in the metric's units."
+        )
+    return Claim(
+        says=str(item["says"]),
+        source=str(item["source"]),
+        first=pair[0],
+        second=pair[1],
+        metric=str(item["metric"]),
+        expect=expect,
+        margin=None if margin is None else float(margin),
+    )

@@ -1,0 +1,166 @@
+"""report.html: one file with everything in it, no scripts, for a screen, a phone or paper."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from distill.study import fragments
+from distill.study.curves import Curve
+from distill.study.fragments import esc
+from distill.study.plots import MASKED, VISIBLE
+from distill.study.results import REPORT, Tree
+from distill.study.store import PICTURES, RESULT, read_json
+
+
+def write_report(results: Tree, folder: Path) -> Path:
+    """Build the report from results.json's content and the cells in `folder`; returns its path."""
+    path = folder / REPORT
+    partial = path.with_suffix(".html.partial")
+    partial.write_text(build_report(results, folder), encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def build_report(results: Tree, folder: Path) -> str:
+    """The report's text. Curves and pictures are those of each variant's first seed."""
+    first = {row["variant"]: folder / row["folder"] for row in reversed(results["rows"])}
+    first = {v: first[v] for v in results["variants"] if v in first}
+    return Template(_asset("report.html")).substitute(
+        css=_asset("report.css"),
+        study=esc(results["study"]),
+        title=esc(results["title"]),
+        purpose=esc(results["purpose"]),
+        facts=_facts(results),
+        notes="".join(f'<p class="note">{esc(note)}</p>' for note in notes(results)),
+        claims=_section("Claims", CLAIMS_TEXT, fragments.claim_list(results)),
+        reading=_reading(results),
+        scores=fragments.score_table(results),
+        differences=_part("Differences", DIFFERENCES_TEXT, fragments.difference_table(results)),
+        costs=_part("Cost", COST_TEXT, fragments.cost_table(results)),
+        losses=_section("Patch loss by kind of token", LOSS_TEXT, fragments.loss_figures(results, _curves(first))),
+        pictures=_section(
+            "What the patches know",
+            PICTURE_TEXT,
+            fragments.galleries(results, {v: f / PICTURES for v, f in first.items()}),
+        ),
+        switches=fragments.switch_table(results),
+        settings=_settings(results),
+        commands=_commands(results),
+    )
+
+
+CLAIMS_TEXT = (
+    "A sign counts as reproduced when the whole 95 % interval of the difference, paired by seed, has it; "
+    "as not reproduced when the whole interval has the other sign; otherwise it is undecided."
+)
+DIFFERENCES_TEXT = "In percentage points, paired by seed. Bold: the 95 % interval over seeds excludes zero."
+COST_TEXT = (
+    "Parameters are those of the student's two towers; memory is the most that the process held; images through the "
+    "teacher are those that needed a pass of a teacher's own trunk."
+)
+LOSS_TEXT = (
+    f'Mean over <span class="line" style="background:{MASKED}"></span><b>masked</b> and over '
+    f'<span class="line" style="background:{VISIBLE}"></span><b>visible</b> tokens, whether or not they are '
+    "supervised. All plots share one vertical axis. A student without a mask has visible tokens only."
+)
+PICTURE_TEXT = (
+    "The first test images, the same under every variant. PCA: the three main directions of a variant's patch "
+    "features as red, green and blue; colours are comparable down a column, not across columns. Segmentation: each "
+    "pixel has the colour of the class whose name is nearest to its patch."
+)
+
+
+def _asset(name: str) -> str:
+    return (resources.files("distill.study") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _section(title: str, text: str, body: str) -> str:
+    return f"<section><h2>{esc(title)}</h2><p>{text}</p>{body}</section>" if body else ""
+
+
+def _part(title: str, text: str, body: str) -> str:
+    return f"<h3>{esc(title)}</h3><p>{text}</p>{body}" if body else ""
+
+
+def _curves(folders: Mapping[str, Path]) -> dict[str, dict[str, Curve]]:
+    return {v: (read_json(folder / RESULT) or {}).get("curves", {}) for v, folder in folders.items()}
+
+
+def _facts(results: Tree) -> str:
+    rows = results["rows"]
+    hardware = sorted({str(row["environment"].get("device", "unknown")) for row in rows})
+    trained = {row["address"]: row["cost"].get("train_seconds", 0.0) for row in rows}
+    evaluation = results["eval"]
+    facts = {
+        "variants": len(results["variants"]),
+        "seeds": ", ".join(map(str, results["seeds"])),
+        "training": f"{results['steps']:,} steps of {results['batch']:,} images each",
+        "evaluation": f"{evaluation['samples']:,} test images of {evaluation['dataset']}",
+        "hardware": "; ".join(hardware),
+        "training time, all runs": f"{sum(trained.values()) / 60:.0f} min",
+        "finished": max((str(row["finished"])[:10] for row in rows), default=""),
+    }
+    return "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in facts.items())
+
+
+def notes(results: Tree) -> list[str]:
+    """What a reader must know before believing the numbers."""
+    found = []
+    if len(results["seeds"]) == 1:
+        found.append(
+            "One seed: a difference between two rows can be chance, and every claim stays undecided. "
+            "Run with --seeds 3 for intervals."
+        )
+    if results["missing"]:
+        names = ", ".join(results["missing"])
+        found.append(f"Not finished: {names}. The tables hold what is there.")
+    rows = results["rows"]
+    if len({row["code"] for row in rows}) > 1:
+        found.append(
+            "The rows were made by different versions of the code; run again with --again to compare strictly."
+        )
+    if len({row["environment"].get("device") for row in rows}) > 1:
+        found.append("The rows were made on different hardware: scores can be compared, times cannot.")
+    return found
+
+
+def _reading(results: Tree) -> str:
+    spread = "" if len(results["seeds"]) == 1 else "Mean ± half of the 95 % interval over seeds. "
+    return (
+        f"{spread}Bold: the best in a column. Zero-shot segmentation is scored from the final patch tokens and from "
+        "the value path of the last block; small models can rank differently by the two, so both are always shown."
+    )
+
+
+def _settings(results: Tree) -> str:
+    rows = results["rows"]
+    versions: dict[str, Any] = rows[0]["environment"].get("packages", {}) if rows else {}
+    text = {
+        "base recipe": results["base"],
+        "set for every variant": ", ".join(f"{k}={v}" for k, v in results["set"].items()) or "nothing",
+        "factors": "; ".join(f"{k}: {', '.join(v)}" for k, v in results["factors"].items()),
+        "evaluation": ", ".join(results["eval"]["tasks"]),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions.items()),
+        "code": ", ".join(sorted({str(row["code"]) for row in rows})),
+    }
+    facts = "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in text.items() if v)
+    return (
+        "<p>Everything else is equal: data order, steps, seeds and evaluation; a variant that changes more than the "
+        f'declared factors is refused.</p><dl class="facts">{facts}</dl>'
+    )
+
+
+def _commands(results: Tree) -> str:
+    command = results["command"] or f"distill study {shlex.quote(str(results['recipe']))}"
+    variants = list(results["variants"])
+    single = f"{command} --only {variants[-1]} --again" if variants else command
+    return (
+        f"<p>The whole study (finished cells are kept):</p><pre>{esc(command)}</pre>"
+        f"<p>One row anew, with the teacher it needs:</p><pre>{esc(single)}</pre>"
+        f"<p>This page from the stored results:</p><pre>distill study {esc(results['folder'])} --report</pre>"
+    )

@@ -1,0 +1,133 @@
+"""results.json: one row a variant and seed, and everything needed to rebuild the tables and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from distill.errors import UserError
+from distill.study.claims import Claim, Finding, judge
+from distill.study.columns import CHANCE, COLUMNS, Column
+from distill.study.plan import Plan
+from distill.study.statistics import Interval, mean_interval, paired_difference
+from distill.study.store import RESULT, is_done, read_json, write_json
+
+FORMAT = 1
+RESULTS, CLAIMS, REPORT = "results.json", "claims.json", "report.html"
+Tree = dict[str, Any]
+
+
+def collect(plan: Plan, failed: Mapping[str, str] | None = None, command: str = "") -> Tree:
+    """Results of the cells that are done; `failed` maps cell names to log tails."""
+    recipe = plan.recipe
+    rows, missing = [], []
+    for cell in plan.cells.values():
+        folder = plan.folder(cell)
+        result = read_json(folder / RESULT)
+        if result is None or not is_done(result, cell, plan.eval):
+            missing.append(cell.name)
+            continue
+        kept = ("metrics", "cost", "environment", "code", "address", "finished", "shared")
+        rows.append(
+            {
+                "variant": cell.variant,
+                "seed": cell.seed,
+                "teacher": cell.teacher,
+                "folder": f"cells/{cell.name}",
+                "switches": plan.switches(cell),
+                **{key: result.get(key) for key in kept},
+            }
+        )
+    shared = next(iter(plan.cells.values())).content
+    return {
+        "format": FORMAT,
+        "study": plan.root.name,
+        "folder": str(plan.root),
+        "title": recipe.title,
+        "purpose": recipe.header.purpose,
+        "reproduces": recipe.header.reproduces,
+        "recipe": recipe.path,
+        "base": recipe.base,
+        "steps": shared["train.steps"],
+        "batch": shared["train.batch"],
+        "set": recipe.changes,
+        "factors": {k: list(v) for k, v in recipe.factors.items()},
+        "eval": plan.eval,
+        "seeds": list(plan.seeds),
+        "variants": {v.name: {"title": v.title, "teacher": v.teacher} for v in recipe.variants.values()},
+        "compare": [
+            {"first": p.first, "second": p.second, "factors": plan.differing_factors(p.first, p.second)}
+            for p in recipe.compare
+        ],
+        "claims": [asdict(claim) for claim in recipe.claims],
+        "rows": rows,
+        "missing": missing,
+        "failed": dict(failed or {}),
+        "command": command,
+    }
+
+
+def save(results: Tree, folder: Path) -> None:
+    """Write results.json and, where the study has claims, claims.json."""
+    write_json(folder / RESULTS, results)
+    if results["claims"]:
+        write_json(folder / CLAIMS, [finding.as_dict() for finding in findings(results)])
+
+
+def load_results(folder: Path) -> Tree:
+    """The results in a study's folder; a `UserError` when there are none or they have another format."""
+    results = read_json(folder / RESULTS)
+    if results is None:
+        raise UserError(f"There is no readable {folder / RESULTS}; run the study first, without --report.")
+    if results.get("format") != FORMAT:
+        raise UserError(f"{folder / RESULTS} has format {results.get('format')}, this version reads {FORMAT}.")
+    return results
+
+
+# ------------------------------------------------------------------------------------------------ views
+
+
+def value_of(row: Mapping[str, Any], key: str, otherwise: str | None = None) -> float | None:
+    """A row's metric, or its cost for keys that start with `cost/`; None where it was not measured."""
+    place = row["cost"] if key.startswith("cost/") else row["metrics"]
+    value = place.get(key.removeprefix("cost/"))
+    return value_of(row, otherwise) if value is None and otherwise else value
+
+
+def by_seed(results: Tree, variant: str, key: str, otherwise: str | None = None) -> dict[int, float]:
+    """Seed -> value of one variant."""
+    rows = [row for row in results["rows"] if row["variant"] == variant]
+    return {row["seed"]: value for row in rows if (value := value_of(row, key, otherwise)) is not None}
+
+
+def mean_of(results: Tree, variant: str, column: Column) -> Interval | None:
+    """Mean and interval over seeds; None where no seed has the value."""
+    values = list(by_seed(results, variant, column.key, column.otherwise).values())
+    return mean_interval(values) if values else None
+
+
+def difference(results: Tree, first: str, second: str, column: Column) -> Interval | None:
+    """Mean paired difference second - first, with its interval over the seeds that both have."""
+    one, two = (by_seed(results, v, column.key, column.otherwise) for v in (first, second))
+    return paired_difference(one, two)
+
+
+def measured(results: Tree, columns: Sequence[Column] = COLUMNS) -> list[Column]:
+    """The columns that at least one row has."""
+    return [c for c in columns if any(value_of(row, c.key, c.otherwise) is not None for row in results["rows"])]
+
+
+def chance(results: Tree, column: Column) -> float | None:
+    """What guessing gets in a column, from the first row that says; None where that was not measured."""
+    values = [row["metrics"].get(CHANCE.get(column.key, "")) for row in results["rows"]]
+    return next((value for value in values if value is not None), None)
+
+
+def findings(results: Tree) -> list[Finding]:
+    """The study's claims, judged on its rows."""
+    claims = [Claim(**tree) for tree in results["claims"]]
+    variants = list(results["variants"])
+    scores = {c.metric: {v: by_seed(results, v, c.metric) for v in variants} for c in claims}
+    return judge(claims, scores)

@@ -1,0 +1,178 @@
+"""`distill study`: plan, run what is missing, collect, report."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill.config.load import load_config
+from distill.config.schema import Config
+from distill.errors import UserError
+from distill.study.display import Display, clock
+from distill.study.plan import Plan, make_plan, select
+from distill.study.recipe import checked_seeds, read_study
+from distill.study.report import write_report
+from distill.study.results import REPORT, RESULTS, Tree, collect, load_results, save
+from distill.study.runner import Command, Outcome, Runner, cell_command
+from distill.study.table import summary_table
+
+
+@dataclass
+class StudyResult:
+    """A study's folder, its results (as in results.json), and what became of the cells."""
+
+    folder: Path
+    results: Tree
+    outcome: Outcome
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell that was asked for is done."""
+        return not (self.outcome.failed or self.outcome.blocked or self.outcome.interrupted)
+
+
+def study(
+    recipe: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    seeds: int | Sequence[int] | None = None,
+    parallel: int | None = None,
+    only: Sequence[str] = (),
+    again: bool = False,
+    name: str | None = None,
+    runs: str | Path = "runs",
+    console: Console | None = None,
+    command: Command = cell_command,
+    **more: Any,
+) -> StudyResult:
+    """Run the missing cells of a study, then write results.json, claims.json and report.html.
+
+    Args:
+        recipe: a name from `distill ls` (`study/demo`) or a file.
+        overrides: dotted keys for every variant; keys under `eval.` change the study's evaluation. Further keyword
+            arguments are sections: `train={"steps": 100}`.
+        seeds: how many, or which (None: the recipe's).
+        parallel: cells at once (None: one a CPU core, or one a GPU).
+        only: variants to run, with the teachers they need (empty: all).
+        again: run those of `only` anew (all variants if `only` is empty); the old cells are kept aside.
+        name: folder under `runs` (None: the study's own name).
+
+    Raises UserError for a recipe that cannot be run, before anything is started.
+    """
+    console = console or Console(stderr=True)
+    plan = plan_study(recipe, {**(overrides or {}), **more}, seeds, runs, name)
+    names = select(plan, only or list(plan.recipe.variants))
+    anew = [c.name for c in plan.cells.values() if again and (not only or c.variant in only)]
+    plan.root.mkdir(parents=True, exist_ok=True)
+    slots, threads, gpus = divide_machine(parallel, plan)
+    with alone(plan.root), Display(slots, console) as display:
+        outcome = Runner(plan, display, slots, threads, gpus, command).run(names, anew)
+    results = collect(plan, outcome.failed, _command_line(recipe, {**(overrides or {}), **more}, seeds, name, runs))
+    save(results, plan.root)
+    if results["rows"]:
+        write_report(results, plan.root)
+    return StudyResult(plan.root, results, outcome)
+
+
+def plan_study(
+    recipe: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    seeds: int | Sequence[int] | None = None,
+    runs: str | Path = "runs",
+    name: str | None = None,
+) -> Plan:
+    """Read and check a study without running anything; raises UserError for what `study` would refuse."""
+
+    def resolve(base: str, changes: dict[str, Any]) -> Config:
+        return load_config(base, changes).config
+
+    chosen = None if seeds is None else checked_seeds(list(seeds) if isinstance(seeds, Sequence) else seeds)
+    return make_plan(read_study(recipe), resolve, _flat(overrides or {}), chosen, Path(runs), name)
+
+
+def rebuild(folder: str | Path) -> Path:
+    """Write report.html (and claims.json) anew from a folder with results.json; returns the report's path."""
+    place = Path(folder)
+    results = load_results(place)
+    save(results, place)
+    return write_report(results, place)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a study's folder for this process; a second one is refused. The lock ends with the process."""
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"Another process is running the study in {folder}; wait for it, or give --name.") from None
+        yield
+
+
+def divide_machine(parallel: int | None, plan: Plan) -> tuple[int, int, list[str]]:
+    """(cells at once, CPU threads a cell, GPUs to hand out).
+
+    Tiny models use several cores badly, so a CPU runs a cell a core with one thread each; with GPUs it is a cell a GPU.
+    """
+    if parallel is not None and parallel < 1:
+        raise UserError(f"--parallel {parallel}: at least 1 cell must run at a time.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    accelerator = next(iter(plan.cells.values())).content["train.accelerator"]
+    gpus = [] if accelerator == "cpu" else _gpus()
+    slots = parallel or max(1, len(gpus) or min(cores, len(plan.cells)))
+    return slots, max(1, cores // slots), gpus
+
+
+def _gpus() -> list[str]:
+    """Names of the GPUs that cells may use, as CUDA_VISIBLE_DEVICES takes them."""
+    if not Path("/proc/driver/nvidia").exists() and shutil.which("nvidia-smi") is None:
+        return []  # without importing torch, which takes seconds
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _flat(overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in overrides.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _command_line(recipe: str | Path, overrides: Mapping[str, Any], seeds: Any, name: str | None, runs: Any) -> str:
+    words = ["distill", "study", str(recipe), *(f"{k}={v}" for k, v in _flat(overrides).items())]
+    words += ["--seeds", str(seeds)] if isinstance(seeds, int) else []
+    words += ["--name", name] if name else []
+    words += ["--runs", str(runs)] if str(runs) != "runs" else []
+    return shlex.join(words)
+
+
+def tell(result: StudyResult, console: Console, seconds: float) -> None:
+    """Print the table, what failed and how to go on, and where everything is."""
+    outcome = result.outcome
+    if result.results["rows"]:
+        console.print(summary_table(result.results, console.width))
+    for cell, tail in outcome.failed.items():
+        console.print(f"\n{cell} failed. The end of {result.folder / 'cells' / cell / 'cell.log'}:", style="bold red")
+        console.print(tail, markup=False, highlight=False)
+    for cell in outcome.blocked:
+        console.print(f"{cell} was not run: its teacher failed.", highlight=False)
+    again = result.results["command"]
+    if outcome.interrupted:
+        console.print(f"Stopped after {clock(seconds)}. Continue with: {again}", markup=False, highlight=False)
+    elif not result.complete:
+        console.print(f"Put it right, then continue with: {again}", markup=False, highlight=False)
+    if result.results["rows"]:
+        console.print(f"{result.folder / RESULTS}\n{result.folder / REPORT}", markup=False, highlight=False)

@@ -1,0 +1,109 @@
+"""What a run says at its start: teacher, students, objective, data, receipts, and what differs from the recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+
+from distill.config.load import Resolved
+from distill.config.schema import Config
+from distill.data.sample import Source
+from distill.data.stream import StreamSource
+from distill.training.assemble import Assembly
+from distill.training.receipts import Receipts, count
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+TEACHER_WORDS = {
+    "frozen": "frozen",
+    "ema": "average of the student, trunk and heads",
+    "ema_head": "the student's own trunk, averaged heads",
+    "cotrained": "pretrains in the same step",
+    "none": "the student itself, nothing averaged",
+}
+
+
+def banner(
+    resolved: Resolved,
+    assembly: Assembly,
+    counts: Receipts,
+    source: Source | StreamSource,
+    folder: Path,
+    fabric: Fabric,
+) -> Panel:
+    cfg = resolved.config
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_row("teacher", _teacher(cfg, assembly))
+    for student in cfg.students:
+        learner = assembly.distiller.student(student.name)
+        frozen = f", frozen: {' '.join(student.freeze)}" if student.freeze else ""
+        table.add_row(
+            "student",
+            f"{student.name}: {student.arch}, vision {student.init}, text {cfg.text.init}{frozen}, "
+            f"{count(learner) / 1e6:.2f} M parameters",
+        )
+    table.add_row("objective", objective_line(cfg))
+    table.add_row("data", data_line(cfg, source))
+    table.add_row("receipts", receipts_line(cfg, assembly, counts))
+    if assembly.unused:
+        table.add_row("", f"{len(assembly.unused)} tensors get no gradient from this objective and are not trained")
+    table.add_row(
+        "hardware", f"{fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}"
+    )
+    table.add_row("folder", str(folder))
+    changes = resolved.differences()
+    body = [table] if not changes else [table, "", "Differs from the recipe:", *(f"  {line}" for line in changes)]
+    return Panel(Group(*body), title=f"distill run {folder.name}", title_align="left")
+
+
+def _teacher(cfg: Config, assembly: Assembly) -> str:
+    words = f"{cfg.teacher.mode}: {TEACHER_WORDS[cfg.teacher.mode]}"
+    if assembly.opened is not None:
+        return f"{words}\n{assembly.opened.line()}"
+    if cfg.teacher.mode == "cotrained":
+        return f"{words}, {cfg.teacher.arch}, supervises {cfg.teacher.tokens} tokens"
+    return words
+
+
+def objective_line(cfg: Config) -> str:
+    """The loss in one line, with weights."""
+    objective, parts = cfg.objective, []
+    if objective.contrastive.weight:
+        captions = f"CLS-1~{'|'.join(cfg.captions.cls1)}"
+        captions += f", CLS-2~{'|'.join(cfg.captions.cls2)}" if cfg.captions.cls2 else ""
+        parts.append(f"{objective.contrastive.weight:g} contrastive ({objective.contrastive.loss}; {captions})")
+    if objective.cls.weight:
+        parts.append(f"{objective.cls.weight:g} cls ({cfg.views.locals} locals)")
+    if objective.patch.weight:
+        parts.append(
+            f"{objective.patch.weight:g} patch ({objective.patch.tokens} tokens, "
+            f"mask {cfg.mask.ratio:g} {cfg.mask.kind}, {objective.patch.target})"
+        )
+    return " + ".join(parts)
+
+
+def data_line(cfg: Config, source: Source | StreamSource) -> str:
+    where = "scenes" if cfg.data.source == "scenes" else str(cfg.data.shards)
+    seen = cfg.train.steps * cfg.train.batch
+    size = cfg.data.epoch or len(source)  # type: ignore[arg-type]  # a stream has an epoch instead of a length
+    return f"{where}: {size:,} samples, {cfg.train.steps:,} steps of {cfg.train.batch} = {seen / size:.1f} epochs"
+
+
+def receipts_line(cfg: Config, assembly: Assembly, counts: Receipts) -> str:
+    """Parameters trained, averaged, frozen; for head-only EMA what it saves against full EMA; what is shared."""
+    line = f"{counts.trained:,} trained, {counts.averaged:,} averaged, {counts.frozen:,} frozen"
+    if cfg.teacher.mode == "ema_head" and counts.averaged:
+        first = next(iter(counts.by_part.values()))
+        full = first["image"] + first["heads"]
+        line += (
+            f" (full EMA would average {full:,}: saves {first['image'] / (2 * full):.1%} of image + heads + averages)"
+        )
+    shared = "; ".join(f"{name} shares with the teacher: {what}" for name, what in counts.shared.items())
+    return f"{line}\n{shared}"

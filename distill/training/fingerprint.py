@@ -1,0 +1,56 @@
+"""The objective fingerprint: what a checkpoint was trained for, in a form that can be compared and read."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from distill.config.schema import Config
+from distill.errors import UserError
+
+# Bumped when the meaning of a loss changes while its configuration does not.
+LOSS_VERSION = 1
+SECTIONS = ("objective", "mask", "teacher", "students", "heads", "captions", "views", "vision", "text")
+
+
+def fingerprint(cfg: Config, teacher_hash: str | None) -> dict[str, Any]:
+    """Everything that defines the objective, flat: dotted key -> value. `teacher_hash` identifies a frozen teacher."""
+    flat: dict[str, Any] = {"loss_version": LOSS_VERSION, "teacher.sha256": teacher_hash}
+    for section in SECTIONS:
+        value = getattr(cfg, section)
+        tree = [dataclasses.asdict(v) for v in value] if isinstance(value, list) else dataclasses.asdict(value)
+        flat |= _flatten(section, tree)
+    flat.pop("teacher.source")  # a moved teacher is the same teacher: its hash counts
+    return flat
+
+
+def digest(marks: dict[str, Any]) -> str:
+    """A short name for a fingerprint, 12 hex digits."""
+    return hashlib.sha256(json.dumps(marks, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def refuse_other_objective(saved: dict[str, Any], now: dict[str, Any], where: str) -> None:
+    """Raises UserError with a readable difference when a run would be resumed under another objective."""
+    differences = [
+        f"{key}: {saved.get(key)!r} in the checkpoint, {now.get(key)!r} now"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key)
+    ]
+    if differences:
+        raise UserError(
+            f"{where} was trained under another objective ({digest(saved)}, now {digest(now)}): "
+            + "; ".join(differences)
+            + ". Resume with the original values, or start a new run with name=OTHER train.stage_from=THIS_RUN."
+        )
+
+
+def _flatten(prefix: str, tree: Any) -> dict[str, Any]:
+    if isinstance(tree, dict):
+        items: Any = tree.items()
+    elif isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        items = enumerate(tree)
+    else:
+        return {prefix: tree}
+    return {k: v for key, value in items for k, v in _flatten(f"{prefix}.{key}", value).items()}

@@ -1,0 +1,91 @@
+"""Stops a run that has diverged or collapsed, and names the term that did it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from distill.config.schema import GuardConfig
+from distill.errors import UserError
+from distill.objectives.prototypes import PrototypeTargets, ReadyTargets
+from distill.training.distiller import StepOutput
+
+ADVICE = {
+    "contrastive": "lower optim.lr, raise objective.contrastive.min_temperature, or set train.precision=fp32",
+    "cls": "lower optim.lr, raise objective.cls.teacher_temperature, or set train.precision=fp32",
+    "patch": "lower optim.lr, raise objective.patch.teacher_temperature.end, or set train.precision=fp32",
+    "gradient": "lower optim.lr, lower optim.clip, or set train.precision=fp32",
+    "patch_entropy": "raise objective.patch.teacher_temperature.end, or set objective.patch.balance=sinkhorn",
+    "cls_entropy": "raise objective.cls.teacher_temperature, or set objective.cls.balance=sinkhorn",
+    "rank": "lower optim.lr, raise objective.contrastive.weight, or use teacher.mode=ema_head or ema",
+}
+SAMPLE = 4096  # patches whose targets are looked at
+
+
+class Collapse(UserError):
+    """The run cannot go on: the message names the term, what was seen and what to try. Checkpoints stay."""
+
+
+@torch.no_grad()
+def diagnose(output: StepOutput) -> dict[str, Tensor]:
+    """Signs of collapse in one batch, by name; a sign whose loss is off is left out.
+
+    `patch_entropy`, `cls_entropy`: entropy of the mean prototype use of the teacher's targets, as a share of log K (1:
+    all prototypes used alike, 0: one), over at most SAMPLE patches. `rank`: effective rank of the student's CLS-1.
+    """
+    signs = {"rank": effective_rank(output.clean.cls[:, 0])}
+    if isinstance(output.targets.patch, PrototypeTargets | ReadyTargets):
+        signs["patch_entropy"] = mean_use_entropy(output.targets.patch.chunk(slice(SAMPLE)))
+    if output.targets.cls is not None:
+        signs["cls_entropy"] = mean_use_entropy(output.targets.cls)
+    return signs
+
+
+def mean_use_entropy(probs: Tensor) -> Tensor:
+    """Entropy of the mean of `[T, K]` distributions over log K."""
+    use = probs.float().mean(0)
+    return -(use * use.clamp_min(1e-12).log()).sum() / math.log(use.numel())
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """exp(entropy of the normalised singular values) of `[B, D]` centred features (RankMe, arXiv 2210.02885).
+
+    Identical rows give 1.
+    """
+    centred = features.float() - features.float().mean(0)
+    values = torch.linalg.svdvals(centred)
+    total = values.sum().clamp_min(features.float().norm() * 1e-6)  # rows alike up to rounding count as identical
+    share = values / total
+    return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
+
+
+@dataclass
+class Guard:
+    """Watches losses every step and signs of collapse every `cfg.every` steps; state goes into the checkpoint."""
+
+    cfg: GuardConfig
+    strikes: dict[str, int] = field(default_factory=dict)
+
+    def check_finite(self, parts: dict[str, Tensor], norm: Tensor | float, step: int) -> None:
+        """Raises Collapse when a loss or the gradient norm is NaN or infinite. Call it before the optimiser step."""
+        for name, value in parts.items():
+            term = name.rpartition("/")[2]
+            if term in ADVICE and not math.isfinite(float(value)):
+                raise Collapse(f"Step {step}: {name} loss is {float(value)}. Try: {ADVICE[term]}.")
+        if not math.isfinite(float(norm)):
+            raise Collapse(f"Step {step}: the gradient norm is {float(norm)}. Try: {ADVICE['gradient']}.")
+
+    def check_collapse(self, signs: dict[str, Tensor], step: int) -> None:
+        """Raises Collapse when the same sign has been below its limit `cfg.patience` checks in a row."""
+        for name, value in signs.items():
+            limit = self.cfg.min_rank if name == "rank" else self.cfg.min_entropy
+            low = not float(value) >= limit
+            self.strikes[name] = self.strikes.get(name, 0) + 1 if low else 0
+            if self.strikes[name] >= self.cfg.patience:
+                raise Collapse(
+                    f"Step {step}: collapsed: {name} is {float(value):.3g}, below {limit:.3g} for "
+                    f"{self.strikes[name]} checks in a row. Try: {ADVICE[name]}."
+                )

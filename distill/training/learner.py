@@ -1,0 +1,146 @@
+"""A model being trained, and the losses that tie it to text and to a teacher's targets.
+
+Pretraining and distillation are the same three losses; only where the targets come from differs. One `Learner` is one
+student; a co-trained teacher is a `Learner` too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distill.config.schema import ObjectiveConfig
+from distill.models.joint_heads import Heads
+from distill.models.pair import ImageTextModel
+from distill.models.vision import ImageOutput
+from distill.objectives.cls_distillation import cls_distillation_loss
+from distill.objectives.contrastive import contrastive_loss
+from distill.objectives.patch_distillation import PatchLoss, feature_patch_loss, prototype_patch_loss
+from distill.views.batch import Batch
+from teachers.targets import FeatureTargets, PatchTargets, Targets
+
+
+@dataclass
+class Pixels:
+    """A batch's pixels on the device, converted once: `images` `[B, 3, G, G]`, `locals` `[B*M, 3, h, h]`, in [0, 1]."""
+
+    images: Tensor
+    locals: Tensor
+    mask: Tensor  # bool [B, N]
+
+    @classmethod
+    def of(cls, batch: Batch) -> Pixels:
+        return cls(batch.images(), batch.locals_(), batch.mask)
+
+
+@dataclass
+class Losses:
+    """Weighted sum to minimise and its unweighted, detached parts by name."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Learner(nn.Module):
+    """An image-text model with its heads.
+
+    Args:
+        model: image tower, text tower, temperature.
+        heads: prototype heads h_s (and the feature projection when patches regress features).
+        objective: weights and temperatures.
+        tokens: supervised tokens, `masked | visible | all`.
+        corrupts: whether the student's view is masked at all (mask ratio > 0).
+    """
+
+    def __init__(
+        self, model: ImageTextModel, heads: Heads | None, objective: ObjectiveConfig, tokens: str, corrupts: bool
+    ):
+        super().__init__()
+        self.model = model
+        self.heads = heads
+        self.objective = objective
+        self.tokens = tokens
+        self.corrupts = corrupts
+        # SigLIP's bias on the logits; its published initial value.
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if objective.contrastive.loss == "sigmoid" else None
+
+    def clean(self, pixels: Pixels) -> ImageOutput:
+        """The unmasked global view, cls `[B, C, D]`, patches `[B, N, D]`: for the contrast and, shared, for targets."""
+        return self.model.image(pixels.images)
+
+    def losses(self, batch: Batch, pixels: Pixels, clean: ImageOutput, targets: Targets) -> Losses:
+        """L = w_c L_contrastive + alpha L_cls + beta L_patch (TIPSv2 appendix A.9)."""
+        parts: dict[str, Tensor] = {}
+        total = clean.cls.new_zeros(())
+        objective = self.objective
+        if objective.contrastive.weight > 0:
+            loss = self._contrastive(batch, clean)
+            parts["contrastive"] = loss.detach()
+            total = total + objective.contrastive.weight * loss
+        if targets.cls is not None:
+            loss = self._cls(pixels, targets.cls)
+            parts["cls"] = loss.detach()
+            total = total + objective.cls.weight * loss
+        if targets.patch is not None:
+            patch = self._patch(pixels, clean, targets.patch)
+            parts |= {"patch": patch.total.detach(), "patch_masked": patch.masked, "patch_visible": patch.visible}
+            total = total + objective.patch.weight * patch.total
+        return Losses(total, parts)
+
+    def _contrastive(self, batch: Batch, clean: ImageOutput) -> Tensor:
+        """Mean over the CLS tokens, each with its own caption; a slot is padded to its own longest caption only."""
+        cfg = self.objective.contrastive
+        losses = []
+        for c in range(batch.tokens.shape[1]):
+            text = self.model.text(batch.tokens[:, c], batch.valid[:, c])  # [B, D]
+            losses.append(contrastive_loss(clean.cls[:, c], text, self.model.temperature, cfg.loss, self.logit_bias))
+        return torch.stack(losses).mean()
+
+    def _cls(self, pixels: Pixels, target: Tensor) -> Tensor:
+        """Local crops' CLS-1 to the teacher's global CLS-1 (Eq. 1)."""
+        assert self.heads is not None
+        cls = self.model.image(pixels.locals).cls[:, 0]  # [B*M, D]
+        logits = self.heads.cls(cls).unflatten(0, (len(target), -1))  # [B, M, K]
+        return cls_distillation_loss(logits, target, self.objective.cls.student_temperature)
+
+    def _patch(self, pixels: Pixels, clean: ImageOutput, targets: PatchTargets) -> PatchLoss:
+        """Corrupted view's patches to the teacher's clean ones (Eq. 2, 3); with no mask the clean pass serves."""
+        assert self.heads is not None
+        view = self.model.image(pixels.images, pixels.mask) if self.corrupts else clean
+        if isinstance(targets, FeatureTargets):
+            return feature_patch_loss(
+                self.heads.predict_features(view.patches), targets.features, pixels.mask, self.tokens
+            )
+        head = self.heads.patch
+        return prototype_patch_loss(
+            head.bottleneck(view.patches),
+            head.directions(),
+            targets,
+            pixels.mask,
+            self.tokens,
+            self.objective.patch.student_temperature,
+        )
+
+
+def freeze_unused(learner: Learner) -> list[str]:
+    """Stops gradients of parameters that no loss reaches; returns their names (gradient sync needs every one used)."""
+    objective = learner.objective
+    unused: list[str] = []
+    if objective.contrastive.weight == 0:
+        unused += [f"model.text.{n}" for n, _ in learner.model.text.named_parameters()] + ["model.log_temperature"]
+        if objective.contrastive.loss == "sigmoid":
+            unused.append("logit_bias")
+    if objective.patch.weight == 0 or not learner.corrupts:
+        unused += [n for n, _ in learner.named_parameters() if n.split(".")[-1] == "mask_token"]
+    if learner.heads is not None and learner.heads.own_patch is not None and objective.patch.weight == 0:
+        unused += [f"heads.own_patch.{n}" for n, _ in learner.heads.own_patch.named_parameters()]
+    if learner.heads is not None and objective.cls.weight == 0:
+        cls_only = learner.heads.own_patch is not None or objective.patch.target == "features"
+        unused += [f"heads.shared.{n}" for n, _ in learner.heads.shared.named_parameters()] if cls_only else []
+    names = set(unused)
+    for name, parameter in learner.named_parameters():
+        if name in names:
+            parameter.requires_grad_(False)
+    return sorted(names)

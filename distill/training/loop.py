@@ -1,0 +1,231 @@
+"""The training loop: optimiser steps from batches, and what must happen around each one.
+
+On Lightning Fabric, which brings devices, precision and process groups and leaves the step in plain sight: with two
+optimisers, ticks once per optimiser step and exact resume, an explicit loop is shorter than the hooks it would take.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from distill.config.schema import Config
+from distill.data.loader import Failures
+from distill.objectives.distributed import all_reduce_mean, all_reduce_sum
+from distill.training.distiller import Distiller, StepOutput
+from distill.training.guard import Guard, diagnose
+from distill.training.metrics import MetricLog
+from distill.training.optim import set_learning_rate
+from distill.training.progress import TrainingProgress
+from distill.training.schedules import learning_rate, momentum, ramp
+from distill.views.batch import Batch
+from teachers.base import Teacher
+
+
+class Interrupted(Exception):
+    """The run was asked to stop (Ctrl-C or SIGTERM) and has saved its state."""
+
+
+@dataclass
+class TrainState:
+    """What changes while training. `step` counts finished optimiser steps."""
+
+    cfg: Config
+    fabric: Fabric
+    module: Any  # the Distiller as Fabric wraps it
+    distiller: Distiller
+    teacher: Teacher
+    optimizers: dict[str, Any]
+    guard: Guard
+    failures: Failures
+    step: int = 0
+    cut: int = 0  # captions that were longer than the context
+    seconds: float = 0.0  # training time over all sittings
+    data: dict[str, Any] | None = None  # what a resumed loader must agree on
+
+    def rates(self, step: int) -> dict[str, float]:
+        """Learning rate of each optimiser in the 0-based step `step`."""
+        cfg = self.cfg
+        peaks = {"students": cfg.optim.lr, "teacher": cfg.teacher.lr or cfg.optim.lr}
+        return {name: learning_rate(step, cfg.train.steps, cfg.optim, peaks[name]) for name in self.optimizers}
+
+
+@dataclass
+class Hooks:
+    """What the run adds to the loop: each is called with the state after a step."""
+
+    log: MetricLog | None
+    progress: TrainingProgress | None
+    save: Callable[[TrainState], None]
+    evaluate: Callable[[TrainState], dict[str, float]]
+
+
+@dataclass
+class StopRequest:
+    """Set by Ctrl-C or SIGTERM: the current step is finished and saved first; a second Ctrl-C stops at once."""
+
+    asked: bool = False
+    _previous: dict[int, Any] = field(default_factory=dict)
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._previous[number] = signal.signal(number, self._on_signal)
+            except ValueError:  # not in the main thread: the caller handles signals
+                return self
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+class Means:
+    """Running means of scalar tensors by name; NaN values (a part with no tokens) are left out."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, Tensor] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            value = value.detach().float()
+            there = ~torch.isnan(value)
+            self.sums[name] = self.sums.get(name, 0) + torch.where(there, value, torch.zeros_like(value))
+            self.counts[name] = self.counts.get(name, 0) + there.float()
+
+    def take(self, fabric: Fabric) -> dict[str, float]:
+        """Means over steps and ranks since the last call; names without any value are left out."""
+        if not self.sums:
+            return {}
+        names = sorted(self.sums)
+        table = torch.stack([torch.stack([self.sums[n], self.counts[n]]) for n in names])  # [names, 2]
+        if fabric.world_size > 1:
+            table = all_reduce_sum(table)
+        self.sums, self.counts = {}, {}
+        return {n: float(total / count) for n, (total, count) in zip(names, table.tolist()) if count > 0}
+
+
+def train(state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
+    """Trains from `state.step` to the end; raises Interrupted when stopped, Collapse when the guard stops it."""
+    cfg = state.cfg
+    means = Means()
+    began = time.monotonic()
+    with StopRequest() as stop:
+        while state.step < cfg.train.steps:
+            waited = 0.0
+            micro: list[Batch] = []
+            for _ in range(cfg.train.accumulate):
+                start = time.monotonic()
+                micro.append(next(batches))
+                waited += time.monotonic() - start
+            output, extra = optimiser_step(state, micro)
+            means.add(output.parts | extra | {"loss": output.loss})
+            for batch in micro:
+                state.failures.add(batch)
+                state.cut += batch.cut
+            now = time.monotonic()
+            state.seconds += now - began
+            began = now
+            _after_step(state, hooks, means, output, sum(len(b) for b in micro), waited)
+            if _agreed(state.fabric, stop.asked) and state.step < cfg.train.steps:
+                hooks.save(state)
+                raise Interrupted
+
+
+def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, dict[str, Tensor]]:
+    """One optimiser step over its micro-batches. Averages and centres tick once, after it.
+
+    Returns the last micro-batch's output, with `loss` and `parts` averaged over all of them, and further scalars.
+    """
+    cfg, fabric = state.cfg, state.fabric
+    temperature = ramp(state.step, cfg.train.steps, cfg.objective.patch.teacher_temperature)
+    means = Means()
+    for i, batch in enumerate(micro):
+        batch = batch.to(fabric.device, non_blocking=True)
+        with fabric.no_backward_sync(state.module, enabled=i < len(micro) - 1):
+            output = state.module(batch, temperature)
+            fabric.backward(output.loss / len(micro))
+        means.add(output.parts | {"loss": output.loss})
+    norm = _update(state, output.parts)
+    state.teacher.follow(momentum(state.step, cfg.train.steps, cfg.teacher.momentum))
+    state.teacher.tick(cfg.objective.center_momentum)
+    state.distiller.clamp_temperature(cfg.objective.contrastive.min_temperature)
+    state.step += 1
+    averaged = {name: means.sums[name] / means.counts[name].clamp_min(1) for name in means.sums if name != "loss"}
+    averaged = {n: torch.where(means.counts[n] > 0, v, torch.nan) for n, v in averaged.items()}
+    loss = means.sums["loss"] / len(micro)
+    extra = {"teacher_temperature": torch.tensor(temperature)}
+    if norm is not None:
+        extra["gradient_norm"] = norm
+    return StepOutput(loss, averaged, output.clean, output.targets), extra
+
+
+def _update(state: TrainState, parts: dict[str, Tensor]) -> Tensor | None:
+    """Clips and applies the gradients of every optimiser; returns the students' gradient norm where it is known."""
+    cfg = state.cfg
+    norm = None
+    rates = state.rates(state.step)
+    for name, optimizer in state.optimizers.items():
+        set_learning_rate(optimizer, rates[name])
+        if cfg.optim.clip > 0:
+            found = state.fabric.clip_gradients(
+                state.module, optimizer, max_norm=cfg.optim.clip, error_if_nonfinite=False
+            )
+            norm = found if norm is None else norm
+    # Reading values waits for an accelerator, so there it is done only on the steps that are logged.
+    if state.fabric.device.type == "cpu" or (state.step + 1) % cfg.train.log_every == 0:
+        scaled = cfg.train.precision == "fp16"  # a scaler meets infinite gradients by design and skips the step
+        state.guard.check_finite(over_ranks(parts), 0.0 if norm is None or scaled else norm, state.step + 1)
+    for optimizer in state.optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _after_step(state: TrainState, hooks: Hooks, means: Means, output: StepOutput, images: int, waited: float) -> None:
+    cfg, step = state.cfg, state.step
+    last = step == cfg.train.steps
+    values: dict[str, float] = {}
+    if cfg.guard.every and step % cfg.guard.every == 0:
+        seen = over_ranks(diagnose(output))
+        values |= {f"guard/{name}": float(value) for name, value in seen.items()}
+        state.guard.check_collapse(seen, step)
+    if (cfg.eval.every and step % cfg.eval.every == 0) or (last and cfg.eval.tasks):
+        values |= hooks.evaluate(state)
+    if step % cfg.train.log_every == 0 or last or values:
+        values |= means.take(state.fabric)
+        values |= {f"lr/{name}": rate for name, rate in state.rates(step - 1).items()}
+        values["seconds"] = state.seconds
+        if hooks.progress is not None:
+            values |= {"images_per_s": hooks.progress.rate(), "data_wait": hooks.progress.data_wait()}
+        if hooks.log is not None:
+            hooks.log.write(step, values)
+    if hooks.progress is not None:
+        hooks.progress.update(step, images * state.fabric.world_size, waited, values.get("loss"))
+    if step % cfg.train.checkpoint_every == 0 or last:
+        hooks.save(state)
+
+
+def over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means over ranks, so that every rank comes to the same verdict."""
+    return dict(zip(values, all_reduce_mean(torch.stack([v.float() for v in values.values()])).unbind()))
+
+
+def _agreed(fabric: Fabric, asked: bool) -> bool:
+    """Whether any rank was asked to stop; all ranks get the same answer."""
+    if fabric.world_size == 1:
+        return asked
+    return bool(all_reduce_sum(torch.tensor(float(asked), device=fabric.device)) > 0)

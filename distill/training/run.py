@@ -1,0 +1,298 @@
+"""`distill run`: one run from a recipe, in its own folder, resumable exactly."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
+from rich.console import Console
+
+from distill.config.load import Resolved, load_config
+from distill.config.schema import Config
+from distill.data.loader import Failures, build_loader
+from distill.data.sources import caption_texts, open_source
+from distill.errors import UserError
+from distill.training import checkpoint, state_io
+from distill.training.assemble import Assembly, assemble
+from distill.training.banner import banner
+from distill.training.guard import Guard
+from distill.training.live_eval import live_evaluation
+from distill.training.loop import Hooks, Interrupted, TrainState, train
+from distill.training.metrics import MetricLog
+from distill.training.progress import TrainingProgress
+from distill.training.receipts import receipts
+
+TOKENIZER_CAPTIONS = 20_000  # captions read to train the word tokenizer
+PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # Fabric's names
+
+
+@dataclass
+class RunResult:
+    """Where a run stands. `finished` is False when it was stopped and can be resumed."""
+
+    folder: Path
+    step: int
+    finished: bool
+    metrics: dict[str, float] = field(default_factory=dict)  # the last row
+
+
+def run(
+    recipe: str | Path,
+    overrides: Iterable[str] | dict[str, Any] = (),
+    *,
+    resume: bool = False,
+    dry_run: bool = False,
+    runs: str | Path = "runs",
+    console: Console | None = None,
+    **settings: Any,
+) -> RunResult:
+    """Runs a recipe to its end.
+
+    Args:
+        recipe: a name from `distill ls` or a path.
+        overrides: `key=value` strings or a dict of dotted keys.
+        settings: the same as sections: `run("pretrain/scenes_tiny", train={"steps": 100}, **{"mask.ratio": 0.5})`.
+        resume: continue from the newest checkpoint of this run's folder.
+        dry_run: build everything, take no step, write nothing.
+        runs: folder that holds the runs.
+        console: where the banner goes (standard error by default).
+
+    Raises UserError for anything a user can mend, Collapse when the guard stops the run, KeyboardInterrupt after Ctrl-C
+    (state saved).
+    """
+    resolved = load_config(recipe, combine(overrides, settings))
+    cfg = resolved.config
+    resolved.require_complete()
+    folder = Path(runs) / (cfg.name or Path(str(recipe)).stem)
+    finished = _prepare_folder(folder, resume, cfg, dry_run)
+    if finished is not None:
+        return finished
+    console = console or Console(stderr=True)
+    settle_hardware(resolved)
+    fabric = _fabric(cfg)
+    source = open_source(cfg.data)
+    assembly = assemble(cfg, caption_texts(source, cfg.captions.cls1 + cfg.captions.cls2, TOKENIZER_CAPTIONS))
+    counts = receipts(assembly.distiller, assembly.teacher)
+    if fabric.is_global_zero:
+        console.print(banner(resolved, assembly, counts, source, folder, fabric))
+    if dry_run:
+        return RunResult(folder, 0, False)
+    if fabric.is_global_zero:
+        _write_papers(folder, resolved, fabric, counts.as_dict())
+    if cfg.train.stage_from is not None:
+        state_io.start_stage(assembly, cfg.train.stage_from)
+    state = _state(cfg, fabric, assembly, Failures(cfg.data.max_error_rate, getattr(source, "failures", ())))
+    if resume:
+        state_io.restore(state, assembly, folder / "checkpoints")
+    if state.step == 0:
+        torch.manual_seed(cfg.seed + 7919 * (fabric.global_rank + 1))  # dropout and drop path, apart on every rank
+    trunk = next(iter(assembly.distiller.learners().values())).model.image
+    loader = build_loader(
+        source,
+        cfg,
+        assembly.tokenizer,
+        grid=trunk.grid(cfg.views.global_size, cfg.views.global_size),
+        start_step=state.step,
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+        state=state.data,
+    )
+    state.data = loader.state
+    return _train(state, assembly, loader, folder, console)
+
+
+def combine(overrides: Iterable[str] | dict[str, Any], settings: dict[str, Any]) -> list[str] | dict[str, Any]:
+    """Overrides and keyword settings as one; raises UserError for strings and keywords together."""
+    if isinstance(overrides, dict):
+        return {**overrides, **settings}
+    words = list(overrides)
+    if words and settings:
+        raise UserError(f"Give settings either as strings ({words[0]}, ...) or as keywords, not both.")
+    return settings or words
+
+
+def _prepare_folder(folder: Path, resume: bool, cfg: Config, dry_run: bool) -> RunResult | None:
+    """Refuses to mix runs in one folder; returns the result when there is nothing left to do."""
+    done = checkpoint.existing(folder / "checkpoints")
+    if dry_run or not is_first_process():
+        return None
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        raise UserError(
+            f"{folder} already holds a run. Continue it with --resume, or choose another folder with name=NAME."
+        )
+    if resume and not folder.exists():
+        raise UserError(f"Nothing to resume: {folder} does not exist. Start the run without --resume.")
+    if resume and done and done[-1] == checkpoint.path_of(folder / "checkpoints", cfg.train.steps):
+        return RunResult(folder, cfg.train.steps, True)
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder}: {error.strerror}. Choose another place with --runs DIR.") from error
+    return None
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that other ranks are started from, before any process group exists."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
+def settle_hardware(resolved: Resolved) -> None:
+    """Works out accelerator, precision and threads where the recipe leaves them open, and records them as automatic."""
+    train = resolved.config.train
+    if train.accelerator == "auto":
+        resolved.set_auto("train.accelerator", "cuda" if torch.cuda.is_available() else "cpu")
+    if train.accelerator == "cuda" and torch.cuda.device_count() < train.devices:
+        raise UserError(
+            f"train.devices={train.devices} with train.accelerator=cuda, but {torch.cuda.device_count()} CUDA "
+            f"device(s) are here. Lower train.devices or set train.accelerator=cpu."
+        )
+    if train.precision == "fp16" and train.accelerator == "cpu":
+        raise UserError("train.precision=fp16 needs a CUDA device. On a CPU use fp32 or auto.")
+    if train.precision == "auto":
+        fast = torch.cuda.is_bf16_supported() if train.accelerator == "cuda" else cpu_multiplies_bf16()
+        resolved.set_auto("train.precision", "bf16" if fast else "fp32")
+    if train.threads is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        resolved.set_auto("train.threads", max(1, cores // train.devices))
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has bf16 matrix instructions (AMX); without them bf16 is far slower than fp32."""
+    try:
+        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+
+
+def _fabric(cfg: Config) -> Fabric:
+    assert cfg.train.threads is not None
+    torch.set_num_threads(cfg.train.threads)
+    strategy: Any = "auto"
+    if cfg.train.devices > 1:
+        strategy = DDPStrategy(
+            process_group_backend="nccl" if cfg.train.accelerator == "cuda" else "gloo",
+            find_unused_parameters=False,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+    fabric = Fabric(
+        accelerator=cfg.train.accelerator,
+        devices=cfg.train.devices,
+        strategy=strategy,
+        precision=PRECISIONS[cfg.train.precision],
+    )
+    fabric.launch()
+    return fabric
+
+
+def _state(cfg: Config, fabric: Fabric, assembly: Assembly, failures: Failures) -> TrainState:
+    assembly.teacher.to(fabric.device)
+    module, *optimizers = fabric.setup(assembly.distiller, *assembly.optimizers.values())
+    return TrainState(
+        cfg=cfg,
+        fabric=fabric,
+        module=module,
+        distiller=assembly.distiller,
+        teacher=assembly.teacher,
+        optimizers=dict(zip(assembly.optimizers, optimizers)),
+        guard=Guard(cfg.guard),
+        failures=failures,
+    )
+
+
+def _train(state: TrainState, assembly: Assembly, loader: Any, folder: Path, console: Console) -> RunResult:
+    cfg, fabric = state.cfg, state.fabric
+    log = progress = None
+    if fabric.is_global_zero:
+        log = MetricLog(folder, cfg.log, state.step, folder.name, asdict(cfg))
+        progress = TrainingProgress(folder, folder.name, state.step, cfg.train.steps, console)
+    hooks = Hooks(
+        log=log,
+        progress=progress,
+        save=lambda s: state_io.save(s, assembly, folder / "checkpoints"),
+        evaluate=lambda s: live_evaluation(s, folder),
+    )
+    state.module.train()
+    finished = False
+    try:
+        train(state, iter(loader), hooks)
+        finished = True
+    except Interrupted:
+        if fabric.is_global_zero:
+            console.print(
+                f"Stopped at step {state.step} of {cfg.train.steps}, saved. "
+                f"Continue with the same command and --resume."
+            )
+        raise KeyboardInterrupt from None
+    finally:
+        if progress is not None:
+            progress.close()
+        if log is not None:
+            log.close()
+        if fabric.is_global_zero:
+            _report_data(state, console, finished)
+    return RunResult(folder, state.step, True, _last_row(folder))
+
+
+def _report_data(state: TrainState, console: Console, finished: bool) -> None:
+    report = state.failures.report()
+    if report:
+        console.print(report)
+    if state.cut and finished:
+        console.print(
+            f"{state.cut} captions were longer than text.context={state.cfg.text.context} tokens and were cut."
+        )
+
+
+def _last_row(folder: Path) -> dict[str, float]:
+    from distill.training.metrics import read_metrics
+
+    path = folder / "metrics.csv"
+    rows = read_metrics(path) if path.exists() else []
+    return rows[-1] if rows else {}
+
+
+def _write_papers(folder: Path, resolved: Resolved, fabric: Fabric, counts: dict[str, Any]) -> None:
+    """config.yaml (as asked), resolved.yaml (every value and its source), env.json, receipts.json."""
+    try:
+        (folder / "config.yaml").write_text(resolved.asked)
+        (folder / "resolved.yaml").write_text(resolved.to_yaml())
+        (folder / "env.json").write_text(json.dumps(environment(fabric), indent=2) + "\n")
+        (folder / "receipts.json").write_text(json.dumps(counts, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder}: {error.strerror}. Free some space or choose --runs DIR.") from error
+
+
+def environment(fabric: Fabric | None = None) -> dict[str, Any]:
+    """Versions, hardware and time, for results that can be traced."""
+    packages = ("everypatch", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "world": 1 if fabric is None else fabric.world_size,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,152 @@
+"""What a checkpoint holds, and how a run is put back exactly where it was."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from distill.errors import UserError
+from distill.models.loading import read_checkpoint
+from distill.training import checkpoint
+from distill.training.assemble import Assembly
+from distill.training.fingerprint import fingerprint, refuse_other_objective
+from distill.training.learner import Learner
+from distill.training.loop import TrainState
+
+
+def save(state: TrainState, assembly: Assembly, folder: Path) -> None:
+    """Writes the checkpoint of this step (rank 0), with every rank's random state."""
+    rng = _gather_rng(state.fabric)
+    if state.fabric.is_global_zero:
+        checkpoint.save(folder, state.step, _content(state, assembly, rng), state.cfg.train.keep)
+    state.fabric.barrier()
+
+
+def restore(state: TrainState, assembly: Assembly, folder: Path) -> None:
+    """Puts `state` back to the newest checkpoint; stays at step 0 when there is none yet."""
+    found = checkpoint.existing(folder)
+    if not found:
+        return
+    saved = read_checkpoint(found[-1])
+    refuse_other_objective(saved["fingerprint"], _fingerprint(state, assembly), str(found[-1]))
+    for name in state.distiller.students:
+        _load_learner(state.distiller.student(name), saved["students"][name])
+    if state.distiller.teacher_learner is not None:
+        _load_learner(state.distiller.teacher_learner, saved["teacher_learner"])
+    state.teacher.load(saved["teacher"]["state"])
+    for name, optimizer in state.optimizers.items():
+        optimizer.load_state_dict(saved["optimizers"][name])
+    scaler = _scaler(state.fabric)
+    if scaler is not None:
+        scaler.load_state_dict(saved["scaler"])
+    state.step, state.cut, state.seconds = saved["step"], saved["cut"], saved["seconds"]
+    state.data = saved["data"]
+    state.guard.strikes = saved["guard"]
+    state.failures.load(saved["failures"])
+    _set_rng(state.fabric, saved["rng"], found[-1])
+
+
+def start_stage(assembly: Assembly, source: str) -> None:
+    """Second stage: weights, heads and centres of another run, by student name; a fresh optimiser and step 0."""
+    from distill.models.loading import find_checkpoint
+
+    file = find_checkpoint(source)
+    saved = read_checkpoint(file)
+    for name in assembly.distiller.students:
+        if name not in saved["students"]:
+            raise UserError(
+                f"train.stage_from={source} has no student '{name}'. It has: {', '.join(saved['students'])}. "
+                f"Rename students.*.name to match."
+            )
+        try:
+            _load_learner(assembly.distiller.student(name), saved["students"][name])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[1].strip()
+            raise UserError(f"train.stage_from={source}: student '{name}' has other shapes: {reason}") from error
+    if saved["teacher"]["mode"] == assembly.teacher.mode:
+        if assembly.distiller.teacher_learner is not None:
+            _load_learner(assembly.distiller.teacher_learner, saved["teacher_learner"])
+        assembly.teacher.load(saved["teacher"]["state"])
+
+
+def _content(state: TrainState, assembly: Assembly, rng: list[dict[str, Any]]) -> dict[str, Any]:
+    teacher_learner = state.distiller.teacher_learner
+    scaler = _scaler(state.fabric)
+    return {
+        "format": checkpoint.FORMAT,
+        "version": 1,
+        "step": state.step,
+        "steps": state.cfg.train.steps,
+        "config": asdict(state.cfg),
+        "fingerprint": _fingerprint(state, assembly),
+        "heads_config": asdict(state.cfg.heads),
+        "students": {name: _learner_state(learner) for name, learner in state.distiller.students.items()},
+        "teacher_learner": None if teacher_learner is None else _learner_state(teacher_learner),
+        "teacher": {
+            "mode": state.teacher.mode,
+            "source": state.cfg.teacher.source,
+            "sha256": assembly.opened.sha256 if assembly.opened else None,
+            "feature_width": assembly.feature_width,
+            "state": state.teacher.state(),
+        },
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()},
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "rng": rng,
+        "guard": dict(state.guard.strikes),
+        "failures": state.failures.state(),
+        "cut": state.cut,
+        "data": state.data,
+        "seconds": state.seconds,
+    }
+
+
+def _fingerprint(state: TrainState, assembly: Assembly) -> dict[str, Any]:
+    return fingerprint(state.cfg, assembly.opened.sha256 if assembly.opened else None)
+
+
+def _learner_state(learner: Any) -> dict[str, Any]:
+    bias = learner.logit_bias
+    return {
+        "spec": learner.model.spec(),
+        "weights": learner.model.state_dict(),
+        "heads": None if learner.heads is None else learner.heads.state_dict(),
+        "logit_bias": None if bias is None else bias.detach(),
+    }
+
+
+def _load_learner(learner: Learner, saved: dict[str, Any]) -> None:
+    learner.model.load_state_dict(saved["weights"])
+    if learner.heads is not None and saved["heads"] is not None:
+        learner.heads.load_state_dict(saved["heads"])
+    if learner.logit_bias is not None and saved["logit_bias"] is not None:
+        with torch.no_grad():
+            learner.logit_bias.copy_(saved["logit_bias"])
+
+
+def _scaler(fabric: Fabric) -> Any:
+    return getattr(fabric.strategy.precision, "scaler", None)
+
+
+def _gather_rng(fabric: Fabric) -> list[dict[str, Any]]:
+    own: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if fabric.device.type == "cuda":
+        own["cuda"] = torch.cuda.get_rng_state(fabric.device)
+    if fabric.world_size == 1:
+        return [own]
+    everyone: list[Any] = [None] * fabric.world_size
+    torch.distributed.all_gather_object(everyone, own)
+    return everyone
+
+
+def _set_rng(fabric: Fabric, saved: list[dict[str, Any]], file: Path) -> None:
+    """This rank's random state. With another number of ranks dropout draws differ; data order and views do not."""
+    if len(saved) != fabric.world_size:
+        return
+    own = saved[fabric.global_rank]
+    torch.set_rng_state(own["cpu"].cpu())
+    if fabric.device.type == "cuda" and "cuda" in own:
+        torch.cuda.set_rng_state(own["cuda"].cpu(), fabric.device)

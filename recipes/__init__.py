@@ -1,0 +1,1 @@
+"""Ready-made recipes, one YAML a file; `distill ls` lists them."""

@@ -1,0 +1,42 @@
+"""`teacher.mode: ema`: an average of the student's trunk and heads, as DINOv2 and TIPS v1 pretrain."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from distill.models.vision import ImageOutput, VisionTower
+from torch import Tensor, nn
+
+from distill.config.schema import ObjectiveConfig
+from distill.models.joint_heads import Heads
+from teachers import average
+from teachers.base import Teacher
+from teachers.targets import TargetHeads, Targets
+
+
+class EmaTeacher(Teacher):
+    """Holds a second trunk and second heads, both averaged; one extra trunk pass a step."""
+
+    mode = "ema"
+
+    def __init__(
+        self, trunk: VisionTower, heads: Heads, objective: ObjectiveConfig, prototypes: int, width: int | None
+    ):
+        super().__init__(TargetHeads(copy.deepcopy(heads), prototypes, width), objective)
+        self.student_trunk, self.student_heads = trunk, heads
+        self.trunk = copy.deepcopy(trunk)
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, clean: ImageOutput | None, temperature: float, learn: bool = True) -> Targets:
+        assert self.heads is not None
+        self.forwards += 1
+        return self.heads.targets(self.trunk(images), self.objective, temperature, learn)
+
+    def follow(self, momentum: float) -> None:
+        assert self.heads is not None
+        average.follow(self.trunk, self.student_trunk, momentum)
+        average.follow(self.heads.heads, self.student_heads, momentum)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {**super().modules(), "trunk": self.trunk}

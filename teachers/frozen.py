@@ -1,0 +1,69 @@
+"""`teacher.mode: frozen`: a given model whose trunk, heads and centres never change (TIPSv2 section 3.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from distill.models.pair import ImageTextModel
+from distill.models.vision import ImageOutput
+from torch import Tensor, nn
+
+from distill.config.schema import ObjectiveConfig
+from teachers.base import Teacher
+from teachers.targets import TargetHeads, Targets
+
+
+class FrozenTeacher(Teacher):
+    """Runs its own trunk on the clean global view, in inference mode.
+
+    Where its patch size differs from the student's, its patch features are resized bilinearly to `grid` before the
+    head: both grids cover the same image, so their cells stay aligned.
+    """
+
+    mode = "frozen"
+
+    def __init__(self, model: ImageTextModel, heads: TargetHeads, objective: ObjectiveConfig, grid: tuple[int, int]):
+        super().__init__(heads, objective)
+        self.model = model
+        self.grid = grid
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, clean: ImageOutput | None, temperature: float, learn: bool = True) -> Targets:
+        assert self.heads is not None
+        self.forwards += 1
+        output = self.model.image(images)
+        own_grid = self.model.image.grid(*images.shape[-2:])
+        if own_grid != self.grid:
+            output = ImageOutput(output.cls, resize_patches(output.patches, own_grid, self.grid))
+        # Frozen centres: they belong to the heads. Only the statistics of feature targets are learnt here.
+        learn = learn and self.objective.patch.target == "features"
+        return self.heads.targets(output, self.objective, temperature, learn=learn)
+
+    def tick(self, center_momentum: float) -> None:
+        assert self.heads is not None
+        if self.heads.feature_norm is not None:
+            self.heads.feature_norm.tick(center_momentum)
+
+    def modules(self) -> dict[str, nn.Module]:
+        return {**super().modules(), "model": self.model}
+
+    def state(self) -> dict[str, Any]:
+        """Only what moves: the trunk and heads come from the source, whose hash the checkpoint carries."""
+        assert self.heads is not None
+        norm = self.heads.feature_norm
+        return {"forwards": self.forwards, "feature_norm": None if norm is None else norm.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        assert self.heads is not None
+        self.forwards = state["forwards"]
+        if self.heads.feature_norm is not None:
+            self.heads.feature_norm.load_state_dict(state["feature_norm"])
+
+
+def resize_patches(patches: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
+    """Patch features `[B, h*w, D]` on another grid `[B, h'*w', D]`, bilinear, anti-aliased when shrinking."""
+    maps = patches.transpose(1, 2).unflatten(2, grid)  # [B, D, h, w]
+    maps = F.interpolate(maps.float(), size=to, mode="bilinear", align_corners=False, antialias=True)
+    return maps.flatten(2).transpose(1, 2).to(patches.dtype)

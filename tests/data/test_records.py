@@ -1,0 +1,131 @@
+import json
+
+import pytest
+
+from distill.data.records import FORMATS, Reading, detect_format, read_records
+from distill.errors import UserError
+
+COCO = {
+    "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 8, "file_name": "b.jpg"}],
+    "annotations": [
+        {"image_id": 7, "caption": "one"},
+        {"image_id": 8, "caption": "x"},
+        {"image_id": 7, "caption": "two"},
+    ],
+}
+
+
+def write(tmp_path, text, name="c.txt"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def read(tmp_path, text, format=None, **reading):
+    records, bad = read_records(write(tmp_path, text), format, Reading(**reading))
+    return {record.image: record.captions for record in records}, bad
+
+
+@pytest.mark.parametrize(
+    ("text", "format"),
+    [
+        ('{"image": "a.jpg", "caption": "x"}\n{"image": "b.jpg"}\n', "jsonl"),
+        ('\ufeff{"image": "a.jpg"}', "jsonl"),
+        (json.dumps(COCO), "coco"),
+        (json.dumps(COCO, indent=1), "coco"),
+        ("a.jpg#0\tA dog .\na.jpg#1\tA cat .\n", "flickr"),
+        ("image,caption\na.jpg,x\n", "csv"),
+        ("image_name| comment_number| comment\n", "csv"),
+        ("image\tcaption\n", "csv"),
+    ],
+)
+def test_format_is_recognised_by_content(tmp_path, text, format):
+    assert detect_format(write(tmp_path, text)) == format
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2]", "just words\n"])
+def test_unknown_format_names_the_allowed_ones(tmp_path, text):
+    with pytest.raises(UserError, match=f"Allowed: {', '.join(sorted(FORMATS))}"):
+        detect_format(write(tmp_path, text))
+
+
+def test_csv_with_quotes_and_unicode(tmp_path):
+    found, bad = read(tmp_path, 'file_name,id,alt,caption\n"ä b.jpg",1,"x, y",猫\n')
+    assert found == {"ä b.jpg": {"alt": ["x, y"], "caption": ["猫"]}}  # `id` is no caption
+    assert bad == []
+
+
+def test_csv_rows_of_one_image_are_joined(tmp_path):
+    found, _ = read(tmp_path, "image_name| comment_number| comment\na.jpg| 0| one\na.jpg| 1| two\nb.jpg| 0| x\n")
+    assert found == {"a.jpg": {"comment": ["one", "two"]}, "b.jpg": {"comment": ["x"]}}
+
+
+def test_jsonl_caption_shapes(tmp_path):
+    rows = [
+        {"image": "a.jpg", "caption": "x", "credit": "me"},
+        {"image": "b.jpg", "captions": ["p", "q"]},
+        {"image": "c.jpg", "captions": {"web": "w", "long": ["l1", "l2"], "n": 3}},
+        {"image": "d.jpg", "captions": [{"kind": "alt", "text": "t1"}, {"kind": "alt", "text": "t2"}, {"text": "t3"}]},
+    ]
+    found, _ = read(tmp_path, "\n".join(map(json.dumps, rows)))
+    assert found == {
+        "a.jpg": {"caption": ["x"]},
+        "b.jpg": {"captions": ["p", "q"]},
+        "c.jpg": {"web": ["w"], "long": ["l1", "l2"]},
+        "d.jpg": {"alt": ["t1", "t2"], "captions": ["t3"]},
+    }
+
+
+def test_fields_are_chosen_and_renamed(tmp_path):
+    text = json.dumps({"pic": "a.jpg", "credit": "me", "captions": [{"kind": "alt", "text": "t"}]})
+    found, _ = read(tmp_path, text, image_field="pic", caption_fields={"web": "alt", "credit": "credit"})
+    assert found == {"a.jpg": {"web": ["t"], "credit": ["me"]}}
+
+
+def test_split(tmp_path):
+    text = "image,caption,split\na,x,train\nb,y,val\n"
+    assert read(tmp_path, text, split="val")[0] == {"b": {"caption": ["y"]}}
+    with pytest.raises(UserError, match=r"no record of split 'test'\. Found: train, val"):
+        read(tmp_path, text, split="test")
+    with pytest.raises(UserError, match="a coco file has no splits"):
+        read(tmp_path, json.dumps(COCO), split="val")
+
+
+def test_coco(tmp_path):
+    found, _ = read(tmp_path, json.dumps(COCO))
+    assert found == {"a.jpg": {"caption": ["one", "two"]}, "b.jpg": {"caption": ["x"]}}
+    broken = {**COCO, "annotations": [*COCO["annotations"], {"image_id": 9, "caption": "?"}]}
+    assert read(tmp_path, json.dumps(broken))[1][0].key == "image 9"
+    with pytest.raises(UserError, match="no COCO captions file"):
+        read(tmp_path, '{"images": []', "coco")
+
+
+def test_flickr(tmp_path):
+    found, bad = read(tmp_path, "a#b.jpg#0\tA dog .\nnonsense\na#b.jpg#1\tA cat .\n", "flickr")
+    assert found == {"a#b.jpg": {"caption": ["A dog .", "A cat ."]}}
+    assert [(error.key, error.reason) for error in bad] == [("line 2", "not 'NAME#NUMBER<tab>CAPTION'")]
+
+
+def test_bad_lines_are_listed(tmp_path):
+    found, bad = read(tmp_path, '{"image": "a.jpg", "caption": "x"}\n{"image": \n[1]\n')
+    assert list(found) == ["a.jpg"]
+    assert [error.key for error in bad] == ["line 2", "line 3"]
+
+
+def test_what_is_missing_is_named_with_what_there_is(tmp_path):
+    with pytest.raises(
+        UserError, match=r"no column that names the image. Found: x, caption. Name it with --image-field"
+    ):
+        read(tmp_path, "x,caption\n1,2\n")
+    with pytest.raises(UserError, match=r"no column 'pic'\. Found: image, caption"):
+        read(tmp_path, "image,caption\n1,2\n", image_field="pic")
+    with pytest.raises(UserError, match=r"no caption field that is recognised. Found: image, words. Name them with"):
+        read(tmp_path, "image,words\n1,2\n")
+    with pytest.raises(UserError, match=r"no caption field alt\. Found: image, caption"):
+        read(tmp_path, "image,caption\n1,2\n", caption_fields={"web": "alt", "c": "caption"})
+    with pytest.raises(UserError, match="holds no record"):
+        read(tmp_path, "image,caption\n")
+    with pytest.raises(UserError, match="Unknown format 'xml'"):
+        read(tmp_path, "image,caption\n", "xml")
+    with pytest.raises(UserError, match="Cannot read captions file"):
+        read_records(tmp_path / "none.csv", None, Reading())

@@ -1,0 +1,225 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.errors import UserError
+from distill.evals.datasets import open_dataset
+
+
+def save(path, pixels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path, **options)
+
+
+def grey(value, height=6, width=8):
+    return np.full((height, width, 3), value)
+
+
+@pytest.fixture
+def masks_folder(tmp_path):
+    """Six images in two splits, one in a sub-folder; class names with words for prompts, 200 = ignore."""
+    root = tmp_path / "seg"
+    for at, stem in enumerate(["a", "b", "c", "d", "city/e", "city/f"]):
+        save(root / "images" / f"{stem}.png", grey(at * 10))
+        save(root / "masks" / f"{stem}.png", np.full((6, 8), 200 if at == 3 else at % 2))
+    (root / "train.txt").write_text("a\nb\n")
+    (root / "val.txt").write_text("d\ncity/e\nc\n")
+    content = {"classes": ["sky", "road"], "ignore_index": 200, "prompt_names": {"road": "a grey road"}}
+    (root / "classes.json").write_text(json.dumps(content))
+    return root
+
+
+def test_masks_layout(masks_folder):
+    dataset = open_dataset(f"folder:{masks_folder}")
+    assert dataset.name == "folder:seg val"
+    assert (len(dataset), dataset.size, dataset.ignore) == (3, 224, 200)
+    assert dataset.class_names == ["sky", "road"] and dataset.prompt_names == ["sky", "a grey road"]
+    assert [np.array(dataset.image(i))[0, 0, 0] for i in range(3)] == [30, 40, 20]  # the order of val.txt
+    assert [int(dataset.mask(i)[0, 0]) for i in range(3)] == [200, 0, 0]
+    assert dataset.prompts == "tcl"
+    train = dataset.train()
+    assert train is dataset.train() and len(train) == 2 and np.array(train.image(1))[0, 0, 0] == 10
+    assert train.class_names == dataset.class_names
+    assert dataset.has == {"masks", "a train split"}
+    assert len(open_dataset(f"folder:{masks_folder}?split=train")) == 2
+    assert len(open_dataset(f"folder:{masks_folder}", split="train")) == 2
+
+
+def test_masks_without_lists_are_one_split(masks_folder):
+    for split in ("train", "val"):
+        (masks_folder / f"{split}.txt").unlink()
+    dataset = open_dataset(f"folder:{masks_folder}", samples=3, size=64)
+    assert dataset.name == "folder:seg all" and dataset.size == 64
+    assert [dataset.item(i).key for i in range(3)] == ["a", "c", "city/f"]  # every second of the sorted six
+    with pytest.raises(UserError, match="Fitting needs a train split"):
+        dataset.train()
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda r: (r / "masks/d.png").unlink(), r"The mask .*d\.png is missing\. Found in .*masks: city/, a\.png"),
+        (lambda r: (r / "classes.json").unlink(), r"no classes\.json.*Found: images/, masks/"),
+        (lambda r: (r / "classes.json").write_text("{"), r"Cannot read .*classes\.json"),
+        (lambda r: (r / "classes.json").write_text("[]"), "holds no class names"),
+        (lambda r: (r / "classes.json").write_text('["sky", "sky"]'), "names the class 'sky' twice"),
+        (
+            lambda r: (r / "classes.json").write_text('{"classes": ["sky"], "prompt_names": {"tree": "x"}}'),
+            "prompt_names has 'tree'",
+        ),
+        (lambda r: (r / "val.txt").write_text("nope\n"), r"val\.txt lists 'nope', but .*images has no such image"),
+        (lambda r: (r / "val.txt").write_text(""), r"The split 'val' of .* has no images \(splits: train, val\)"),
+    ],
+)
+def test_masks_layout_errors(masks_folder, break_it, message):
+    break_it(masks_folder)
+    with pytest.raises(UserError, match=message):
+        open_dataset(f"folder:{masks_folder}")
+
+
+def test_a_short_class_list_is_found_when_the_mask_is_read(masks_folder):
+    (masks_folder / "classes.json").write_text('["sky"]')
+    dataset = open_dataset(f"folder:{masks_folder}?split=train")
+    with pytest.raises(UserError, match=r"the mask of b has the value 1, but the class list has 1 names"):
+        dataset.mask(1)
+
+
+def test_mask_files(masks_folder):
+    """Palette and 16-bit masks are read by value; colour-coded ones are refused."""
+    dataset = open_dataset(f"folder:{masks_folder}?split=train")
+    path = masks_folder / "masks/a.png"
+    indexed = Image.fromarray(np.eye(6, 8, dtype=np.uint8)).convert("P")
+    indexed.putpalette([9, 9, 9, 200, 0, 0] + [0] * 762)
+    indexed.save(path)
+    assert np.array_equal(dataset.mask(0), np.eye(6, 8))
+    Image.fromarray(np.eye(6, 8).astype(np.uint16)).save(path)
+    assert np.array_equal(dataset.mask(0), np.eye(6, 8))
+    save(path, grey(1))
+    with pytest.raises(UserError, match="has mode RGB; a mask holds one class index"):
+        dataset.mask(0)
+    path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="Cannot read the mask"):
+        dataset.mask(0)
+
+
+@pytest.fixture
+def caption_folder(tmp_path):
+    root = tmp_path / "photos"
+    rows = []
+    for at in range(4):
+        save(root / "images" / f"{at}.png", grey(at * 10))
+        captions = [{"kind": "alt", "text": f"alt {at}"}, {"kind": "alt", "text": f"again {at}"}]
+        captions += [{"kind": "topic", "text": "things"}, {"kind": "empty", "text": "  "}]
+        rows.append({"image": f"images/{at}.png", "split": "train" if at < 2 else "test", "captions": captions})
+    rows[3]["captions"] = {"alt": "one text", "topic": ["two", "texts"]}
+    (root / "captions.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return root
+
+
+def test_captions_layout(caption_folder):
+    dataset = open_dataset(f"folder:{caption_folder}?field=alt")
+    assert dataset.has == {"captions", "a train split"} and len(dataset) == 2
+    assert dataset.captions(0) == {"alt": ["alt 2", "again 2"], "topic": ["things"]}
+    assert dataset.captions(1) == {"alt": ["one text"], "topic": ["two", "texts"]}
+    assert dataset.caption_fields == ["alt", "topic"] and dataset.caption_field == "alt"
+    assert np.array(dataset.train().image(0))[0, 0, 0] == 0
+    with pytest.raises(UserError, match=r"Unknown caption field .* 'atl'\. Did you mean 'alt'"):
+        open_dataset(f"folder:{caption_folder}?field=atl")
+
+
+def test_captions_with_masks(caption_folder):
+    lines = [json.loads(line) for line in (caption_folder / "captions.jsonl").read_text().split("\n") if line]
+    for at, row in enumerate(lines):
+        row["mask"] = f"masks/{at}.png"
+        save(caption_folder / row["mask"], np.full((6, 8), at % 2))
+    (caption_folder / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert open_dataset(f"folder:{caption_folder}").has == {"captions", "a train split"}  # no class names yet
+    (caption_folder / "classes.json").write_text('["sky", "road"]')
+    dataset = open_dataset(f"folder:{caption_folder}")
+    assert dataset.has == {"captions", "masks", "a train split"}
+    assert dataset.mask(1).max() == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"captions\.jsonl, line 5: "),
+        ('{"split": "test"}', r'line 5: no "image"'),
+        ('{"image": "images/9.png", "split": "test"}', r"The image .*9\.png is missing"),
+        ('{"image": "images/1.png", "split": "test", "captions": {"alt": [3]}}', "is no text: 3"),
+    ],
+)
+def test_captions_layout_errors(caption_folder, line, message):
+    file = caption_folder / "captions.jsonl"
+    file.write_text(file.read_text().strip() + "\n" + line + "\n")
+    with pytest.raises(UserError, match=message):
+        open_dataset(f"folder:{caption_folder}")
+
+
+@pytest.fixture
+def class_folder(tmp_path):
+    root = tmp_path / "pets"
+    for split, count in (("train", 3), ("val", 2), ("test", 4)):
+        for at, name in enumerate(("dog", "cat")):
+            for i in range(count):
+                save(root / split / name / f"{i}.png", grey(100 * at + i))
+    return root
+
+
+def test_class_layout(class_folder):
+    dataset = open_dataset(f"folder:{class_folder}")
+    assert dataset.class_names == ["cat", "dog"] and len(dataset) == 8
+    assert [dataset.label(i) for i in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert np.array(dataset.image(0))[0, 0, 0] == 100
+    assert len(dataset.train()) == 6
+    few = open_dataset(f"folder:{class_folder}?split=val", samples=2)
+    assert [few.label(0), few.label(1)] == [0, 1]  # spread: both classes
+    (class_folder / "classes.json").write_text('{"classes": ["dog", "cat"], "prompt_names": {"cat": "a kitten"}}')
+    ordered = open_dataset(f"folder:{class_folder}")
+    assert ordered.label(0) == 1 and ordered.prompt_names == ["dog", "a kitten"]
+    (class_folder / "classes.json").write_text('["dog"]')
+    with pytest.raises(UserError, match=r"cat is not a class of .*classes\.json \(1 names\)"):
+        open_dataset(f"folder:{class_folder}")
+
+
+def test_class_without_images_keeps_its_place(class_folder):
+    (class_folder / "train" / "bird").mkdir()
+    assert open_dataset(f"folder:{class_folder}").class_names == ["bird", "cat", "dog"]
+
+
+def test_what_is_missing_is_said(tmp_path, class_folder):
+    with pytest.raises(UserError) as error:
+        open_dataset(f"folder:{tmp_path / 'pet'}")
+    for word in ("No folder", "images/, masks/, classes.json", "captions.jsonl", "<class>/", "Found in", "pets/"):
+        assert word in str(error.value)
+    (tmp_path / "odd" / "pictures").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"Unknown layout of .*odd\. Expected: captions\.jsonl; or .* Found: pictures/"):
+        open_dataset(f"folder:{tmp_path / 'odd'}")
+    with pytest.raises(UserError, match=r"Unknown split of .*pets 'tset'\. Did you mean 'test'"):
+        open_dataset(f"folder:{class_folder}?split=tset")
+    with pytest.raises(UserError, match="Unknown train split"):
+        open_dataset(f"folder:{class_folder}?train=trian")
+    with pytest.raises(UserError, match="Asking for captions needs captions, but folder:pets test has only images"):
+        open_dataset(f"folder:{class_folder}").captions(0)
+
+
+def test_images_are_upright_and_rgb(class_folder):
+    """Grey, CMYK and EXIF-rotated files come out as RGB, upright; a broken one is named."""
+    folder = class_folder / "test" / "cat"
+    Image.fromarray(np.full((6, 8), 77, np.uint8)).save(folder / "0.png")
+    Image.new("CMYK", (8, 6), (0, 255, 255, 0)).save(folder / "1.jpg")
+    (folder / "1.png").unlink()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    Image.fromarray(np.uint8(grey(50))).save(folder / "2.jpg", exif=exif)
+    (folder / "2.png").unlink()
+    (folder / "3.png").write_bytes(b"nothing")
+    dataset = open_dataset(f"folder:{class_folder}")
+    assert dataset.image(0).mode == "RGB" and dataset.image(0).getpixel((0, 0)) == (77, 77, 77)
+    red = dataset.image(1).getpixel((0, 0))
+    assert dataset.image(1).mode == "RGB" and red[0] > 200 and max(red[1:]) < 60
+    assert dataset.image(2).size == (6, 8)
+    with pytest.raises(UserError, match=r"Cannot read the image .*3\.png"):
+        dataset.image(3)

@@ -1,0 +1,69 @@
+"""Two gloo processes with half the batch each against one process with all of it."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.objectives.distributed import (
+    all_gather_with_grad,
+    all_reduce_max,
+    all_reduce_mean,
+    all_reduce_sum,
+    rank,
+    world_size,
+)
+
+SCRIPT = Path(__file__).with_name("two_ranks.py")
+
+
+def test_without_a_process_group_the_collectives_are_the_identity():
+    x = torch.arange(6.0).view(2, 3).requires_grad_()
+    assert (rank(), world_size()) == (0, 1)
+    assert all_gather_with_grad(x) is x
+    for reduce in (all_reduce_sum, all_reduce_mean, all_reduce_max):
+        result = reduce(x)
+        assert torch.equal(result, x)
+        assert not result.requires_grad
+        result.add_(1)  # a copy: x is not changed by what happens to the result
+    assert x.detach().flatten().tolist() == list(range(6))
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> tuple[dict, list[dict]]:
+    """(what one process computes, what each of two computes)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # no name lookup of this machine
+    outs = [folder / f"{r}.pt" for r in range(2)]
+    commands = [[sys.executable, str(SCRIPT), str(r), "2", str(folder / "store"), str(outs[r])] for r in range(2)]
+    processes = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
+    try:
+        errors = [p.communicate(timeout=120)[1] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert [p.returncode for p in processes] == [0, 0], errors
+    spec = importlib.util.spec_from_file_location("two_ranks", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.compute(0, 1), [torch.load(out) for out in outs]
+
+
+def test_two_ranks_give_the_values_and_averaged_gradients_of_one(results):
+    one, two = results
+    assert len(one) > 30
+    for of_rank in two:
+        assert of_rank.keys() == one.keys()
+        for name, value in one.items():
+            torch.testing.assert_close(of_rank[name], value, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_the_compared_gradients_are_not_zero(results):
+    one, _ = results
+    assert min(value.abs().max().item() for name, value in one.items() if "/grad" in name) > 1e-4

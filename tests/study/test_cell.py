@@ -1,0 +1,119 @@
+"""A teacher's and a student's cell for real: two steps of the smallest model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.study.cell import cell_cost, main
+from distill.study.code import code_digest
+from distill.study.columns import CHANCE, COLUMNS, TERMS
+from distill.study.display import Display
+from distill.study.results import value_of
+from distill.study.run import plan_study
+from distill.study.runner import Runner
+from distill.study.store import is_done, write_json
+
+Cells = dict[str, dict[str, Any]]  # content of cell.json by variant, and `place`, the cell's folder
+
+BASE = """\
+data: {scenes: {size: 32, count: 64}, workers: 0}
+views: {global_size: 32, local_size: 16, locals: 1}
+students: [{name: pupil, arch: tiny/8, depth: 1}]
+vision: {position_grid: 4}
+text: {layers: 1, vocabulary: 64, context: 16}
+heads: {prototypes: 16, hidden: 16, bottleneck: 8}
+train: {steps: 2, batch: 8, accelerator: cpu, log_every: 1}
+guard: {every: 0}
+log: {tensorboard: false}
+"""
+STUDY = """\
+study: pair
+base: base.yaml
+factors: {mask: mask, teacher: teacher}
+eval: {dataset: scenes, samples: 12}
+variants: {old: {}, young: {teacher: old, set: {mask.ratio: 0}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Cells:
+    folder = tmp_path_factory.mktemp("real")
+    (folder / "base.yaml").write_text(BASE)
+    (folder / "pair.yaml").write_text(STUDY)
+    plan = plan_study(folder / "pair.yaml", runs=folder / "runs")
+    runner = Runner(plan, Display(1), slots=1, threads=1)
+    found = {}
+    for cell in plan.cells.values():
+        place = plan.folder(cell)
+        write_json(place / "spec.json", runner.spec(cell))
+        assert main(place / "spec.json") == 0
+        result = json.loads((place / "cell.json").read_text())
+        assert is_done(result, cell, plan.eval)
+        found[cell.variant] = {**result, "place": place}
+    return found
+
+
+def test_every_column_and_baseline_of_the_tables_is_measured(cells: Cells) -> None:
+    for column in [*COLUMNS, *TERMS]:
+        assert value_of(cells["old"], column.key) is not None, column.key
+    assert set(CHANCE.values()) <= cells["old"]["metrics"].keys()
+    assert set(CHANCE) <= {column.key for column in COLUMNS}
+
+
+def test_both_kinds_of_token_have_a_curve_and_a_student_without_mask_only_one(cells: Cells) -> None:
+    assert {"patch_masked", "patch_visible", "cls", "contrastive", "loss"} <= cells["old"]["curves"].keys()
+    assert "patch_visible" in cells["young"]["curves"]
+    assert "patch_masked" not in cells["young"]["curves"]
+    assert cells["old"]["curves"]["patch_visible"]["step"] == [1, 2]
+
+
+def test_costs(cells: Cells) -> None:
+    old, young = cells["old"]["cost"], cells["young"]["cost"]
+    assert (old["teacher_forwards"], young["teacher_forwards"]) == (0, 16)  # a frozen teacher sees 2 x 8 images
+    assert old["averaged"] > 0
+    assert young["averaged"] == 0
+    assert young["parameters"] == old["parameters"] > 10_000
+    assert old["train_seconds"] > 0
+    assert old["peak_memory_mb"] > 50
+
+
+def test_pictures_are_drawn(cells: Cells) -> None:
+    folder: Path = cells["young"]["place"] / "pictures"
+    manifest = json.loads((folder / "pictures.json").read_text())
+    assert manifest["images"] == 6
+    for kind in ("image", "truth", *manifest["panels"]):
+        assert len(list(folder.glob(f"{kind}_*.png"))) == 6
+    assert all(entry["colour"].startswith("#") for entry in manifest["legend"])
+
+
+def test_a_finished_run_is_only_evaluated_again(cells: Cells) -> None:
+    place: Path = cells["old"]["place"]
+    newest = next((place / "run" / "checkpoints").glob("*.pt"))
+    before = newest.stat().st_mtime_ns
+    (place / "cell.json").unlink()
+    assert main(place / "spec.json") == 0
+    again = json.loads((place / "cell.json").read_text())
+    assert newest.stat().st_mtime_ns == before
+    assert again["metrics"] == cells["old"]["metrics"]
+
+
+def test_bad_input_is_one_line_and_status_2(cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
+    place: Path = cells["old"]["place"]
+    spec = json.loads((place / "spec.json").read_text())
+    write_json(place.parent / "bad" / "spec.json", {**spec, "eval": {**spec["eval"], "dataset": "no_such_set"}})
+    assert main(place.parent / "bad" / "spec.json") == 2
+    assert "no_such_set" in capsys.readouterr().err
+
+
+def test_cost_of_a_run_that_logged_nothing(tmp_path: Path, cells: Cells) -> None:
+    cost = cell_cost({"content": cells["old"]["content"], "threads": 2}, tmp_path, [])
+    assert (cost["images_per_s"], cost["parameters"], cost["threads"]) == (0.0, 0, 2)
+
+
+def test_code_digest_is_stable() -> None:
+    assert code_digest() == code_digest()
+    assert len(code_digest()) == 12

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from distill.cli import main
+from distill.errors import UserError
+from distill.study.report import build_report, notes
+from distill.study.results import Tree, load_results
+from distill.study.run import StudyResult, rebuild
+from distill.study.table import summary_table
+
+Play = Callable[..., StudyResult]
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Checker(HTMLParser):
+    """Collects the text and every address, and insists that each tag is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.sources: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def parse(text: str) -> Checker:
+    checker = Checker()
+    checker.feed(text)
+    checker.close()
+    assert not checker.open
+    return checker
+
+
+@dataclass
+class Done:
+    """A finished study in a folder of the test's own."""
+
+    folder: Path
+    results: Tree
+
+
+@pytest.fixture
+def done(painted: Path, tmp_path: Path) -> Done:
+    folder = tmp_path / "trio"
+    shutil.copytree(painted, folder)
+    return Done(folder, load_results(folder))
+
+
+def test_report_is_one_well_formed_file_with_every_variant(done: Done) -> None:
+    page = parse((done.folder / "report.html").read_text())
+    text = " ".join(page.words)
+    for variant, about in done.results["variants"].items():
+        assert text.count(variant) >= 3
+        assert about["title"] in text
+    for heading in ("Scores", "Claims", "Patch loss by kind of token", "What the patches know", "What was run"):
+        assert heading in text
+    assert "final tokens" in text
+    assert "value path" in text
+    assert "script" not in page.tags
+    assert page.sources
+    assert all(source.startswith("data:image/") for source in page.sources)
+    # image, truth and three variants for six images under three kinds of panel, and three loss plots
+    assert page.tags.count("img") == 6 * 5 * 3 + 3
+
+
+def test_report_shows_the_numbers_of_results_json(done: Done) -> None:
+    text = (done.folder / "report.html").read_text()
+    results = json.loads((done.folder / "results.json").read_text())
+    scores = [r["metrics"]["zeroshot_seg/miou_final"] for r in results["rows"] if r["variant"] == "ibotpp"]
+    assert len(scores) == 2
+    assert f"{50 * sum(scores):.1f} ±" in text
+
+
+def test_claims_json_holds_the_verdicts(done: Done) -> None:
+    claims = json.loads((done.folder / "claims.json").read_text())
+    assert [c["says"] for c in claims] == ["all tokens beat masked ones"]
+    assert claims[0]["n"] == 2
+    assert claims[0]["mean"] == pytest.approx(0.12, abs=0.02)
+
+
+def test_report_is_rebuilt_from_the_results_alone(done: Done) -> None:
+    report = done.folder / "report.html"
+    before = report.read_text()
+    report.unlink()
+    (done.folder / "claims.json").unlink()
+    assert rebuild(done.folder) == report
+    assert report.read_text() == before
+    assert (done.folder / "claims.json").exists()
+
+
+def test_one_seed_and_missing_cells_are_said(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_FAIL", "ibotpp")
+    result = play()
+    said = " ".join(notes(result.results))
+    assert "One seed" in said
+    assert "Not finished: ibotpp-s0" in said
+    page = " ".join(parse(build_report(result.results, result.folder)).words)
+    assert "undecided" in page
+    assert "One seed" in page
+
+
+def test_mixed_code_and_hardware_are_said(done: Done) -> None:
+    assert notes(done.results) == []
+    done.results["rows"][0]["code"] = "other"
+    done.results["rows"][1]["environment"] = {"device": "Another CPU"}
+    said = " ".join(notes(done.results))
+    assert "different versions of the code" in said
+    assert "different hardware" in said
+
+
+def test_text_from_recipes_is_escaped(done: Done) -> None:
+    done.results["title"] = "<script>alert(1)</script> & more"
+    done.results["variants"]["ibot"]["title"] = "a < b"
+    page = parse(build_report(done.results, done.folder))
+    assert "script" not in page.tags
+    assert "a < b" in " ".join(page.words)
+
+
+def test_results_rows_have_switches_metrics_and_cost(done: Done) -> None:
+    rows = {(r["variant"], r["seed"]): r for r in done.results["rows"]}
+    assert set(rows) == {(v, s) for v in ("ibot", "ibotpp", "unmasked") for s in (0, 1)}
+    student = rows["unmasked", 1]
+    assert student["switches"]["mask.ratio"] == 0
+    assert student["switches"]["objective.patch.tokens"] == "all"
+    assert student["teacher"] == "ibot-s1"
+    assert student["cost"]["teacher_forwards"] > 0
+    assert {"metrics", "environment", "code", "address", "finished"} <= student.keys()
+
+
+def test_reading_results_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run the study first"):
+        load_results(tmp_path)
+    (tmp_path / "results.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="format 99"):
+        load_results(tmp_path)
+
+
+def test_table_marks_the_best_and_fits_narrow_terminals(done: Done) -> None:
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(summary_table(done.results, 140))
+    wide = console.export_text(styles=True)
+    best = max(r["metrics"]["linear_patch/accuracy"] for r in done.results["rows"])
+    assert best > 0
+    assert re.search(r"\x1b\[1m *\d+\.\d ± \d+\.\d", wide)
+    assert "params" in wide
+    console.print(summary_table(done.results, 80))
+    assert "params" not in console.export_text()
+
+
+def test_command_line_rebuilds_and_refuses(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", str(done.folder), "--report"]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert main(["study", str(done.folder), "train.steps=3", "--report"]) == 2
+    assert "takes no settings" in capsys.readouterr().err
+    assert main(["study", "study/no_such_study"]) == 2
+    assert "no_such_study" in capsys.readouterr().err

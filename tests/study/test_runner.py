@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from distill.errors import UserError
+from distill.study.display import CellState, Display
+from distill.study.run import StudyResult, alone, divide_machine, plan_study
+from distill.study.store import read_json
+
+Play = Callable[..., StudyResult]
+
+
+def started_at(result: StudyResult, cell: str) -> list[int]:
+    """The steps at which a fake cell was started, one entry a start."""
+    lines = (result.folder / "cells" / cell / "cell.log").read_text().splitlines()
+    return [int(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("started at step")]
+
+
+def cell_json(result: StudyResult, cell: str) -> dict:
+    content = read_json(result.folder / "cells" / cell / "cell.json")
+    assert content is not None
+    return content
+
+
+def test_every_cell_runs_and_a_student_finds_its_teacher(play: Play) -> None:
+    result = play()  # the fake student fails unless its teacher's checkpoint is there when it starts
+    assert result.complete
+    assert sorted(result.outcome.done) == ["ibot-s0", "ibotpp-s0", "unmasked-s0"]
+    assert [row["variant"] for row in result.results["rows"]] == ["ibot", "ibotpp", "unmasked"]
+
+
+def test_finished_cells_are_not_run_again(play: Play) -> None:
+    play()
+    result = play(seeds=2)
+    assert started_at(result, "ibot-s0") == [0]
+    assert started_at(result, "ibot-s1") == [0]
+    assert len(result.results["rows"]) == 6
+
+
+def test_a_failing_cell_is_shown_and_stops_only_its_students(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_FAIL", "ibot")
+    result = play()
+    assert not result.complete
+    assert result.outcome.done == ["ibotpp-s0"]
+    assert "the loss is NaN" in result.outcome.failed["ibot-s0"]
+    assert result.outcome.blocked == ["unmasked-s0"]
+    assert result.results["missing"] == ["ibot-s0", "unmasked-s0"]
+    monkeypatch.delenv("FAKE_FAIL")
+    again = play()
+    assert again.complete
+    assert len(started_at(again, "ibotpp-s0")) == 1
+
+
+def test_ctrl_c_stops_the_cells_and_the_next_call_continues(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_STEPS", "400")
+    monkeypatch.setenv("FAKE_PAUSE", "0.01")
+    shown = Display.update
+
+    def press_ctrl_c(display: Display, states: Sequence[CellState]) -> None:
+        shown(display, states)
+        if any(s.status == "running" and s.progress.get("step", 0) >= 5 for s in states):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Display, "update", press_ctrl_c)
+    result = play(parallel=1)
+    assert result.outcome.interrupted
+    assert not result.outcome.done
+    assert (result.folder / "cells" / "ibot-s0" / "run" / "state.json").exists()  # what a checkpoint is to a real cell
+
+    monkeypatch.setattr(Display, "update", shown)
+    monkeypatch.setenv("FAKE_PAUSE", "0")
+    result = play()
+    assert result.complete
+    first, second = started_at(result, "ibot-s0")
+    assert first == 0
+    assert second >= 5
+
+
+def test_a_cell_is_shared_by_every_study_that_names_it(play: Play) -> None:
+    play()
+    result = play(name="second")
+    assert result.complete
+    assert "runs/trio/cells/ibot-s0" in cell_json(result, "ibot-s0")["shared"]
+    assert not (result.folder / "cells" / "ibot-s0" / "cell.log").exists()  # nothing was started
+
+
+def test_a_shared_teacher_is_used_where_its_weights_are(play: Play) -> None:
+    first = play(only=["ibot"])
+    assert first.outcome.done == ["ibot-s0"]
+    result = play(name="second", only=["unmasked"])
+    assert result.complete
+    spec = read_json(result.folder / "cells" / "unmasked-s0" / "spec.json")
+    assert spec is not None
+    assert spec["overrides"]["teacher.source"].endswith("trio/cells/ibot-s0/run")
+
+
+def test_a_teacher_without_weights_is_trained_again_when_a_student_needs_it(play: Play) -> None:
+    result = play(only=["ibot"])
+    shutil.rmtree(result.folder / "cells" / "ibot-s0" / "run")
+    untouched = play(only=["ibot"])
+    assert len(started_at(untouched, "ibot-s0")) == 1
+    result = play()
+    assert result.complete
+    assert len(started_at(result, "ibot-s0")) == 2
+
+
+def test_a_cell_with_other_settings_is_set_aside_and_found_again(play: Play) -> None:
+    before = play()
+    address = cell_json(before, "ibot-s0")["address"]
+    after = play(overrides={"train.accelerator": "cpu", "optim.lr": 1e-4})
+    assert cell_json(after, "ibot-s0")["address"] != address
+    assert cell_json(after, f"ibot-s0.{address[:8]}")["address"] == address
+    back = play()
+    assert cell_json(back, "ibot-s0")["address"] == address
+    assert f"ibot-s0.{address[:8]}" in cell_json(back, "ibot-s0")["shared"]
+
+
+def test_other_evaluation_settings_run_the_cell_again(play: Play) -> None:
+    play()
+    result = play(overrides={"train.accelerator": "cpu", "eval.samples": 32})
+    assert cell_json(result, "ibot-s0")["eval"]["samples"] == 32
+    fewer = play(overrides={"train.accelerator": "cpu", "eval.samples": 32, "eval.tasks": ["knn"]})
+    assert len(started_at(fewer, "ibot-s0")) == 2  # a part of the tasks is already there
+
+
+def test_again_runs_one_variant_anew_and_keeps_the_old_one(play: Play) -> None:
+    play()
+    result = play(only=["ibotpp"], again=True)
+    assert started_at(result, "ibotpp-s0") == [0]
+    assert len(started_at(result, "ibot-s0")) == 1
+    assert len(list((result.folder / "cells").glob("ibotpp-s0.*/cell.json"))) == 1
+    assert len(result.results["rows"]) == 3
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(UserError, match="Another process is running"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+def test_without_a_terminal_changes_are_said_in_lines(play: Play) -> None:
+    play()
+    said = play.said.splitlines()  # type: ignore[attr-defined]
+    assert "✓ ibot-s0: done" in said
+    assert said.index("✓ ibot-s0: done") < said.index("▸ unmasked-s0: running")
+
+
+def test_cores_are_divided_among_cells(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    plan = plan_study(recipe, {"train.accelerator": "cpu"})
+    assert divide_machine(None, plan) == (3, 2, [])  # three cells
+    assert divide_machine(2, plan) == (2, 4, [])
+    assert divide_machine(16, plan) == (16, 1, [])
+    with pytest.raises(UserError, match="--parallel 0"):
+        divide_machine(0, plan)
+
+
+def test_a_cell_stops_when_its_runner_is_gone(tmp_path: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from distill.study.cell import end_with_parent\n"
+        "end_with_parent()\n"
+        "print('ready', flush=True)\n"
+        "try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    time.sleep(0.05)
+    assert process.poll() is None  # the pipe is open: it goes on
+    process.stdin.close()
+    try:
+        assert process.wait(20) == 130
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+        process.stdout.close()

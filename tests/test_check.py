@@ -1,0 +1,122 @@
+"""`distill check`: every shipped recipe passes, and what is wrong is told before anything runs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from distill.check import check
+from distill.config.load import ConfigError
+from distill.config.recipes import shipped
+from distill.errors import UserError
+
+
+def report(capsys, recipe: str, *overrides: str) -> tuple[int, dict]:
+    status = check(recipe, list(overrides), as_json=True)
+    return status, json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_recipe_passes(name, capsys):
+    assert check(name, []) == 0
+    assert "alid" in capsys.readouterr().out
+
+
+def test_the_full_size_recipe_shows_sizes_open_values_and_receipts(capsys):
+    assert check("pretrain/tipsv2_g14", []) == 0
+    out = capsys.readouterr().out
+    for expected in (
+        "1,135.83 M",
+        "389.13 M",
+        "16 x 16 patches, 192 masked, 64 visible, supervised: all; 6 locals 98 px = 7 x 7",
+        "averaging the heads alone saves 49.3%",
+        "You must supply\n  data.shards=...",
+        "To run it: distill run pretrain/tipsv2_g14 data.shards=... text.tokenizer=...",
+        "90,000 steps",
+    ):
+        assert expected in out
+
+
+def test_head_only_averaging_on_vit_b_saves_what_the_paper_says(capsys):
+    _, result = report(capsys, "pretrain/tipsv2_b14")
+    assert 0.42 < result["saving"] < 0.43
+
+
+def test_two_students_of_one_teacher(capsys):
+    _, result = report(capsys, "distill/l14_b14_from_g14")
+    assert [(m["name"], m["arch"]["size"]) for m in result["counts"]["models"]] == [("l14", "L"), ("b14", "B")]
+    assert set(result["supply"]) == {"data.shards", "teacher.source", "text.tokenizer"}
+    assert result["counts"]["averaged"] == 0
+
+
+def test_what_differs_is_shown(capsys):
+    check("pretrain/scenes_tiny", ["mask.ratio=0.5", "name=half"])
+    out = capsys.readouterr().out
+    assert "pretrain/scenes_tiny -> runs/half" in out
+    assert "mask.ratio: 0.75 -> 0.5 (command line)" in out
+    assert "18 masked, 18 visible" in out
+
+
+def test_an_invalid_recipe_is_refused_by_the_code_that_run_uses(capsys):
+    with pytest.raises(ConfigError, match=r"mask\.ration: unknown key"):
+        check("pretrain/scenes_tiny", ["mask.ration=0.5"])
+    status, result = report(capsys, "pretrain/scenes_tiny", "mask.ration=0.5", "train.batch=0")
+    assert status == 2
+    assert len(result["problems"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["students.init=run:nowhere"], "students.0.init: No run or checkpoint at nowhere"),
+        (["text.init=no.pt"], "text.init: No run or checkpoint at no.pt"),
+        (["train.stage_from=run:nowhere"], "train.stage_from: No run or checkpoint at nowhere"),
+        (["text.tokenizer=no.model"], "text.tokenizer: no file no.model"),
+        (["teacher.mode=frozen", "teacher.source=run:nowhere"], "No run or checkpoint at nowhere"),
+        (["data.source=shards", "data.shards=nowhere/*.tar"], "No shard matches 'nowhere/*.tar'"),
+    ],
+)
+def test_missing_files_are_problems(capsys, tmp_path, monkeypatch, overrides, expected):
+    monkeypatch.chdir(tmp_path)
+    assert check("pretrain/scenes_tiny", overrides) == 1
+    out = capsys.readouterr().out
+    assert expected in out.partition("Problems")[2]
+    assert "a run would be refused" in out
+
+
+def test_warnings_do_not_fail(capsys):
+    assert check("pretrain/scenes_tiny", ["objective.cls.weight=0"]) == 0
+    assert "crops are made but not used" in capsys.readouterr().out
+
+
+def test_a_patch_of_another_size_in_the_teacher_is_planned(capsys, tmp_path):
+    import torch
+
+    from distill.config.load import load_config
+    from distill.models.loading import pack_model
+    from distill.training.assemble import assemble
+
+    small = {"heads.prototypes": 64, "students.0.depth": 1, "text.layers": 1, "students.0.arch": "tiny/16"}
+    small |= {"views.local_size": 32}
+    config = load_config("pretrain/scenes_tiny", small).config
+    student = assemble(config, ["a b"]).distiller.students["student"].model
+    teacher = {"mode": "ema_head", "feature_width": None}
+    content = {"students": {"a": pack_model(student)}, "heads_config": vars(config.heads), "teacher": teacher}
+    torch.save(content, tmp_path / "t.pt")
+    overrides = [f"teacher.source=run:{tmp_path}/t.pt", "heads.prototypes=64"]
+    assert check("distill/scenes_tiny_student", overrides) == 0
+    assert "teacher: global 48 px = 3 x 3 patches, unmasked; targets resized bilinearly to the students' 6 x 6" in (
+        capsys.readouterr().out
+    )
+
+
+def test_a_study_is_checked_as_a_whole(capsys):
+    assert check("study/demo", []) == 0
+    out = capsys.readouterr().out
+    assert "ibotpp" in out
+    assert "all valid" in out
+    status, result = report(capsys, "study/demo")
+    assert (status, result["problems"]) == (0, [])
+    with pytest.raises(UserError, match="unknown key"):
+        check("study/demo", ["optim.lrr=3"])

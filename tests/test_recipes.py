@@ -1,0 +1,77 @@
+"""The shipped recipes: short, with a header, valid, and as the paper says where they claim to be the paper's."""
+
+from __future__ import annotations
+
+import pytest
+
+from distill.config.load import load_config
+from distill.config.recipes import header, shipped
+
+RECIPES = shipped()
+RUNS = [name for name in RECIPES if not name.startswith("study/")]
+FULL_SIZE = [name for name in RUNS if "14" in name]
+
+
+def test_there_are_recipes_to_pretrain_and_to_distil():
+    assert {"pretrain/scenes_tiny", "pretrain/tipsv2_g14", "distill/l14_b14_from_g14"} <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_short_and_says_what_it_is_for(name):
+    text = RECIPES[name]
+    top = header(text)
+    assert len(text.splitlines()) < 40
+    assert top.purpose.endswith(".") and len(top.purpose) < 110
+    assert top.reproduces
+    assert top.costs
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_recipe_loads_without_warnings(name):
+    resolved = load_config(name)
+    assert resolved.warnings == []
+    assert resolved.config.name == name.split("/")[1]
+
+
+@pytest.mark.parametrize("name", [n for n in RUNS if n.startswith("pretrain/") and n.endswith("scenes_tiny")])
+def test_pretraining_on_scenes_leaves_nothing_to_supply(name):
+    assert load_config(name).missing == []
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_recipes_have_the_papers_numbers(name):
+    config = load_config(name).config
+    objective = config.objective
+    assert (objective.patch.weight, objective.cls.weight, objective.contrastive.weight) == (2.0, 1.0, 1.0)
+    assert (objective.patch.tokens, objective.patch.target, objective.patch.balance) == ("all", "prototypes", "center")
+    assert (config.captions.cls1, config.captions.cls2) == (["web"], ["synthetic", "detailed"])
+    assert (config.views.locals, config.views.flip) == (6, 0.5)
+    assert (config.text.context, config.vision.position_grid, config.heads.prototypes) == (64, 32, 32768)
+
+
+def test_the_schedules_of_the_paper():
+    def numbers(name: str) -> tuple[int, ...]:
+        config = load_config(name).config
+        return config.train.steps, config.train.batch, config.views.global_size, config.views.local_size
+
+    assert numbers("pretrain/tipsv2_g14") == (90_000, 8192, 224, 98)
+    assert numbers("pretrain/tipsv2_g14_highres") == (9_000, 4096, 448, 140)
+    assert numbers("pretrain/tipsv2_l14") == (100_000, 8192, 224, 98)
+    assert numbers("pretrain/tipsv2_b14") == (100_000, 8192, 224, 98)
+    assert numbers("distill/l14_b14_from_g14") == (90_000, 8192, 224, 98)
+
+
+def test_pretraining_masks_and_averages_the_head_distillation_does_neither():
+    pretrain = load_config("pretrain/tipsv2_g14").config
+    assert (pretrain.mask.ratio, pretrain.mask.kind, pretrain.teacher.mode) == (0.75, "random", "ema_head")
+    assert (pretrain.teacher.momentum.start, pretrain.teacher.momentum.end) == (0.994, 1.0)
+    distil = load_config("distill/l14_b14_from_g14").config
+    assert (distil.mask.ratio, distil.teacher.mode) == (0.0, "frozen")
+    assert [student.arch for student in distil.students] == ["L/14", "B/14"]
+
+
+def test_the_arms_of_the_comparison_differ_in_one_key():
+    resolved = load_config("pretrain/ibot_scenes_tiny")
+    plus = load_config("pretrain/scenes_tiny")
+    different = {key for key, value in resolved.values.items() if plus.values[key].value != value.value}
+    assert different == {"name", "objective.patch.tokens"}

@@ -1,0 +1,127 @@
+"""Optimisers: which parameters decay, how fast each layer learns, and what one step does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from distill.config.schema import OptimConfig
+from distill.training.optim import build_optimizer, layer_of, set_learning_rate
+
+
+@pytest.fixture
+def learner(build):
+    """A student of three blocks, one text layer, heads of two layers, with SigLIP's bias."""
+    _, assembly, _ = build(**{"students.0.depth": 3, "heads.layers": 2, "objective.contrastive.loss": "sigmoid"})
+    return assembly.distiller.students["student"]
+
+
+def optimizer_of(learner, **keys) -> torch.optim.Optimizer:
+    built = build_optimizer([learner], OptimConfig(**keys))
+    assert built is not None
+    return built
+
+
+def by_name(optimizer, learner) -> dict[str, dict]:
+    """The group of every parameter, by the parameter's name."""
+    names = {id(p): name for name, p in learner.named_parameters()}
+    return {names[id(p)]: group for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_matrices_decay_and_nothing_else(learner):
+    groups = by_name(optimizer_of(learner, weight_decay=0.3), learner)
+    assert groups.keys() == dict(learner.named_parameters()).keys()
+    assert {group["weight_decay"] for group in groups.values()} == {0.3, 0.0}
+    block = [f"{part}.weight" for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    expected = [
+        "model.image.embed.proj.weight",
+        *(f"model.image.trunk.blocks.{i}.{name}" for i in range(3) for name in block),
+        "model.text.embedding.weight",
+        *(f"model.text.blocks.0.{name}" for name in block),
+        "heads.shared.mlp.0.weight",
+        "heads.shared.mlp.2.weight",
+        "heads.shared.prototypes",
+    ]
+    assert sorted(name for name, group in groups.items() if group["weight_decay"]) == sorted(expected)
+    spared = {name for name, group in groups.items() if not group["weight_decay"]}
+    tokens = {"embed.positions", "embed.mask_token", "trunk.cls_token", "trunk.reg_token", "trunk.norm.weight"}
+    assert {f"model.image.{name}" for name in tokens} | {"model.log_temperature", "logit_bias"} <= spared
+
+
+def test_every_parameter_has_its_layer(learner):
+    """Embeddings 0, blocks from 1, and everything above or beside the trunk at the top."""
+    found: dict[int, set[str]] = {}
+    for name, _ in learner.named_parameters():
+        found.setdefault(layer_of(name, 3), set()).add(name)
+    image = "model.image"
+    names = ("embed.proj.weight", "embed.proj.bias", "embed.mask_token", "embed.positions")
+    tokens = ("trunk.cls_token", "trunk.reg_token")
+    assert found[0] == {f"{image}.{name}" for name in (*names, *tokens)}
+    for layer in (1, 2):
+        assert found[layer] == {n for n, _ in learner.named_parameters() if f"{image}.trunk.blocks.{layer - 1}." in n}
+        assert len(found[layer]) == 12
+    last = {n for n, _ in learner.named_parameters() if f"{image}.trunk.blocks.2." in n}
+    assert found[3] > last
+    others = {"model.log_temperature", "logit_bias", f"{image}.trunk.norm.weight", f"{image}.trunk.norm.bias"}
+    assert others < found[3] - last
+    assert all(n in others or n.startswith(("model.text.", "heads.")) for n in found[3] - last)
+
+
+def test_layer_decay_is_a_factor_per_block(learner):
+    optimizer = optimizer_of(learner, layer_decay=0.5)
+    set_learning_rate(optimizer, 8.0)
+    rates = {name: group["lr"] for name, group in by_name(optimizer, learner).items()}
+    assert rates["model.image.embed.positions"] == 1
+    blocks = [f"model.image.trunk.blocks.{i}.norm1.weight" for i in range(3)]
+    assert [rates[name] for name in blocks] == [2, 4, 8]
+    above = ("model.image.trunk.norm.weight", "model.text.blocks.0.norm1.weight", "heads.shared.prototypes")
+    assert [rates[name] for name in above] == [8, 8, 8]
+    plain = optimizer_of(learner)
+    set_learning_rate(plain, 8.0)
+    assert {group["lr"] for group in plain.param_groups} == {8.0}
+
+
+def test_weight_decay_alone_shrinks_what_decays(learner):
+    optimizer = optimizer_of(learner, lr=0.1, weight_decay=0.5)
+    before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    for parameter in learner.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, group in by_name(optimizer, learner).items():
+        factor = 1 - 0.1 * 0.5 if group["weight_decay"] else 1
+        torch.testing.assert_close(dict(learner.named_parameters())[name].detach(), before[name] * factor)
+
+
+def test_betas_are_those_of_adam(learner):
+    """First step from gradients of 2: the averages, and after the second step with gradients of 0, the update."""
+    optimizer = optimizer_of(learner, lr=0.1, weight_decay=0.0, betas=[0.6, 0.9])
+    temperature = learner.model.log_temperature
+    start = temperature.item()
+    for gradient in (2.0, 0.0):
+        for parameter in learner.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+    state = optimizer.state[temperature]
+    assert state["exp_avg"].item() == pytest.approx(0.6 * 0.4 * 2)
+    assert state["exp_avg_sq"].item() == pytest.approx(0.9 * 0.1 * 4)
+    second = (0.6 * 0.4 * 2 / (1 - 0.6**2)) / (0.9 * 0.1 * 4 / (1 - 0.9**2)) ** 0.5
+    assert start - temperature.item() == pytest.approx(0.1 * (1 + second), rel=1e-5)
+
+
+def test_names_are_optimisers(learner):
+    adamw = optimizer_of(learner)
+    adafactor = optimizer_of(learner, name="adafactor", weight_decay=0.2)
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert isinstance(adafactor, torch.optim.Adafactor)
+    assert by_name(adafactor, learner)["heads.shared.prototypes"]["weight_decay"] == 0.2
+    for optimizer in (adamw, adafactor):
+        for parameter in learner.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    weight = learner.heads.shared.prototypes  # [K, d]
+    assert adamw.state[weight]["exp_avg_sq"].shape == weight.shape
+    assert adafactor.state[weight]["row_var"].shape == (weight.shape[0], 1)  # rows and columns instead of entries
+
+
+def test_nothing_to_train_gives_no_optimiser(learner):
+    assert build_optimizer([learner.requires_grad_(False)], OptimConfig()) is None

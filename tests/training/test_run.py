@@ -1,0 +1,201 @@
+"""A run's promises: its papers, exact resume, clean stops, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.errors import UserError
+from distill.training import checkpoint
+from distill.training.guard import Collapse
+from distill.training.metrics import read_metrics
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything that training moves, flat: students, heads, averages, centres, optimiser state."""
+    saved = torch.load(checkpoint.existing(folder / "checkpoints")[-1], weights_only=True)
+    flat: dict[str, torch.Tensor] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            flat[prefix] = value
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{prefix}.{key}", item)
+        elif isinstance(value, list):
+            for i, item in enumerate(value):
+                walk(f"{prefix}.{i}", item)
+
+    for part in ("students", "teacher", "teacher_learner", "optimizers", "rng"):
+        walk(part, saved[part])
+    return flat
+
+
+def assert_identical(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert len(first) > 50
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different, different[:10]
+
+
+def command(tmp_path: Path, overrides: dict[str, object], *flags: str) -> list[str]:
+    words = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return [sys.executable, "-m", "distill", "run", "pretrain/scenes_tiny", *words, "--runs", str(tmp_path), *flags]
+
+
+def wait_for_checkpoint(folder: Path, step: int, process: subprocess.Popen, seconds: float = 120) -> None:
+    target = checkpoint.path_of(folder / "checkpoints", step)
+    end = time.monotonic() + seconds
+    while not target.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "the run made no checkpoint in time"
+        time.sleep(0.02)
+
+
+def test_a_run_writes_its_papers_and_trains(small_run):
+    result = small_run(**{"train.steps": 6, "optim.lr": 3e-3})
+    folder = result.folder
+    assert result.finished
+    assert result.step == 6
+    for name in ("config.yaml", "resolved.yaml", "env.json", "receipts.json", "metrics.csv", "progress.json"):
+        assert (folder / name).stat().st_size > 0, name
+    rows = read_metrics(folder / "metrics.csv")
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
+    for term in ("contrastive", "cls", "patch", "patch_masked", "patch_visible"):
+        assert all(f"student/{term}" in r for r in rows), term
+    assert rows[-1]["student/contrastive"] < rows[0]["student/contrastive"] + 0.5
+    assert torch.__version__.startswith(json.loads((folder / "env.json").read_text())["packages"]["torch"])
+    assert json.loads((folder / "progress.json").read_text())["step"] == 6
+    # the total is the weighted sum of its parts: 1, 1 and 2 (appendix A.9)
+    row = rows[2]
+    parts = row["student/contrastive"] + row["student/cls"] + 2 * row["student/patch"]
+    assert row["loss"] == pytest.approx(parts, rel=1e-4)
+    # and the patch loss is the token-weighted mean of its two parts: 12 of 16 masked
+    assert row["student/patch"] == pytest.approx(
+        0.75 * row["student/patch_masked"] + 0.25 * row["student/patch_visible"], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_kill_and_resume_is_bit_identical(tmp_path: Path, small, small_run, workers: int):
+    changes = {"train.steps": 12, "train.checkpoint_every": 3, "data.workers": workers, "text.dropout": 0.1}
+    whole = small_run("whole", **changes).folder
+    process = subprocess.Popen(command(tmp_path, small(name="killed", **changes)), stderr=subprocess.DEVNULL)
+    wait_for_checkpoint(tmp_path / "killed", 6, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.existing(tmp_path / "killed" / "checkpoints")[-1].name != "step_00000012.pt"
+    result = small_run("killed", resume=True, **changes)
+    assert result.step == 12
+    assert_identical(whole, result.folder)
+    steps = [r["step"] for r in read_metrics(result.folder / "metrics.csv")]
+    assert steps == list(range(1, 13))
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path, small_run):
+    whole = small_run("whole").folder
+    (tmp_path / "early" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "early" / "checkpoints" / "step_00000002.pt.partial").write_bytes(b"half")
+    assert_identical(whole, small_run("early", resume=True).folder)
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path, small, small_run):
+    changes = {"train.steps": 400, "train.checkpoint_every": 2}
+    process = subprocess.Popen(
+        command(tmp_path, small(name="stopped", **changes)), stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    wait_for_checkpoint(tmp_path / "stopped", 2, process)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    step = torch.load(checkpoint.existing(tmp_path / "stopped" / "checkpoints")[-1], weights_only=True)["step"]
+    assert 2 <= step < 400
+    assert f"step {step} of 400" in " ".join(said.split())
+
+
+def test_finished_runs_resume_to_nothing_and_new_runs_need_a_new_folder(small_run):
+    first = small_run()
+    again = small_run(resume=True)
+    assert (again.step, again.finished) == (first.step, True)
+    with pytest.raises(UserError, match=r"already holds a run.*--resume.*name="):
+        small_run()
+    with pytest.raises(UserError, match=r"Nothing to resume"):
+        small_run("never", resume=True)
+
+
+def test_resume_under_another_objective_is_refused(small_run):
+    small_run()
+    with pytest.raises(UserError, match=r"objective.patch.tokens: 'all' in the checkpoint, 'masked' now"):
+        small_run(resume=True, **{"objective.patch.tokens": "masked", "train.steps": 6})
+
+
+def test_a_damaged_checkpoint_is_named(small_run):
+    folder = small_run().folder
+    path = checkpoint.existing(folder / "checkpoints")[-1]
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"step_00000004\.pt"):
+        small_run(resume=True, **{"train.steps": 6})
+
+
+def test_divergence_stops_with_the_term_and_keeps_the_last_good_checkpoint(small_run, tmp_path: Path):
+    with pytest.raises(Collapse, match=r"Step \d+: .*Try: lower optim.lr"):
+        small_run("bad", **{"optim.lr": 1e12, "optim.warmup": 0.0, "train.checkpoint_every": 1, "train.steps": 50})
+    kept = checkpoint.existing(tmp_path / "bad" / "checkpoints")
+    assert kept
+    for name, value in weights(tmp_path / "bad").items():
+        assert not value.is_floating_point() or torch.isfinite(value).all(), name
+
+
+def test_collapse_stops_a_run(small_run):
+    with pytest.raises(Collapse, match=r"rank is .*below 1e\+03 for 2 checks in a row"):
+        small_run(**{"guard.every": 1, "guard.min_rank": 1000.0, "guard.patience": 2})
+
+
+def test_second_stage_at_high_resolution_continues_from_a_run(small_run, tmp_path: Path):
+    first = small_run("low")
+    stage = {"train.stage_from": str(first.folder), "views.global_size": 48, "data.scenes.size": 48, "train.steps": 1}
+    stage |= {"teacher.momentum.start": 1.0}  # averages stay
+    before = weights(first.folder)
+    after = weights(small_run("high", **stage, **{"optim.lr": 1e-9, "objective.center_momentum": 1.0}).folder)
+    carried = [n for n in before if n.startswith(("students.", "teacher.state.heads."))]
+    assert any("center" in n for n in carried)
+    assert [n for n in carried if not torch.allclose(before[n], after[n], atol=1e-6)] == []
+    with pytest.raises(UserError, match=r"no student 'other'\. It has: student"):
+        small_run("x", **{"train.stage_from": str(first.folder), "students.0.name": "other"})
+
+
+def test_precision_and_device_errors_are_plain(small_run):
+    with pytest.raises(UserError, match=r"fp16 needs a GPU"):
+        small_run(**{"train.precision": "fp16"})
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"0 CUDA device"):
+            small_run("b", **{"train.accelerator": "cuda", "train.precision": "fp32"})
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, small):
+    from distill.training.run import run
+
+    result = run("pretrain/scenes_tiny", small(name="dry"), runs=tmp_path, dry_run=True)
+    assert not result.folder.exists()
+
+
+def test_settings_may_be_keywords(tmp_path: Path, small):
+    import distill
+
+    settings = {k: v for k, v in small(name="kw").items() if not k.startswith("train.")}
+    train = {k.removeprefix("train."): v for k, v in small().items() if k.startswith("train.")}
+    result = distill.run("pretrain/scenes_tiny", runs=tmp_path, train=train | {"steps": 1}, **settings)
+    assert result.step == 1
+    with pytest.raises(UserError, match=r"either as strings .* or as keywords"):
+        distill.run("pretrain/scenes_tiny", ["train.steps=1"], seed=1)
