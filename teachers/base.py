@@ -5,10 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from distill.models.vision import ImageOutput
 from torch import Tensor, nn
 
 from distill.config.schema import ObjectiveConfig
+from distill.models.vision import ImageOutput
 from teachers.targets import TargetHeads, Targets
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 
 import torch
-from distill.models.vision import ImageOutput, VisionTower
 from torch import Tensor, nn
 
 from distill.config.schema import ObjectiveConfig
 from distill.models.joint_heads import Heads
+from distill.models.vision import ImageOutput, VisionTower
 from teachers import average
 from teachers.base import Teacher
 from teachers.targets import TargetHeads, Targets

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import copy
 
-from distill.models.vision import ImageOutput
 from torch import Tensor
 
 from distill.config.schema import ObjectiveConfig
 from distill.models.joint_heads import Heads
+from distill.models.vision import ImageOutput
 from teachers import average
 from teachers.base import Teacher
 from teachers.targets import TargetHeads, Targets

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from distill.models.pair import ImageTextModel
-from distill.models.vision import ImageOutput
 from torch import Tensor, nn
 
 from distill.config.schema import ObjectiveConfig
+from distill.models.pair import ImageTextModel
+from distill.models.vision import ImageOutput
 from teachers.base import Teacher
 from teachers.targets import TargetHeads, Targets
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Group
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from distill.config.load import Resolved
 from distill.config.schema import Config
@@ -40,26 +41,28 @@ def banner(
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    table.add_row("teacher", _teacher(cfg, assembly))
+
+    def add(head: str, text: str) -> None:
+        table.add_row(head, Text(text))  # plain: values such as [web] are not markup
+
+    add("teacher", _teacher(cfg, assembly))
     for student in cfg.students:
         learner = assembly.distiller.student(student.name)
         frozen = f", frozen: {' '.join(student.freeze)}" if student.freeze else ""
-        table.add_row(
+        add(
             "student",
             f"{student.name}: {student.arch}, vision {student.init}, text {cfg.text.init}{frozen}, "
             f"{count(learner) / 1e6:.2f} M parameters",
         )
-    table.add_row("objective", objective_line(cfg))
-    table.add_row("data", data_line(cfg, source))
-    table.add_row("receipts", receipts_line(cfg, assembly, counts))
+    add("objective", objective_line(cfg))
+    add("data", data_line(cfg, source))
+    add("receipts", receipts_line(cfg, assembly, counts))
     if assembly.unused:
-        table.add_row("", f"{len(assembly.unused)} tensors get no gradient from this objective and are not trained")
-    table.add_row(
-        "hardware", f"{fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}"
-    )
-    table.add_row("folder", str(folder))
+        add("", f"{len(assembly.unused)} tensors get no gradient from this objective and are not trained")
+    add("hardware", f"{fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}")
+    add("folder", str(folder))
     changes = resolved.differences()
-    body = [table] if not changes else [table, "", "Differs from the recipe:", *(f"  {line}" for line in changes)]
+    body = [table] if not changes else [table, "", "Differs from the recipe:", *(Text(f"  {line}") for line in changes)]
     return Panel(Group(*body), title=f"distill run {folder.name}", title_align="left")
 
 

@@ -255,7 +255,7 @@ def test_an_empty_section_changes_nothing(write):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("scenes_tiny", "Did you mean 'distill/scenes_tiny_student' or 'pretrain/scenes_tiny'?"),
+        ("scenes_tiny", "Did you mean 'pretrain/scenes_tiny'?"),
         ("pretrain/scene_tiny", "Did you mean 'pretrain/scenes_tiny'"),
         ("nope.yaml", "No recipe file 'nope.yaml'"),
         (".", "is a folder"),

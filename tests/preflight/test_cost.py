@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from distill.config.load import load_config
+from distill.config.schema import HeadsConfig
 from distill.models.text import TextTower
 from distill.models.vision import VisionTower
 from distill.preflight.cost import block_weights, head_weights, step_cost
@@ -88,8 +89,8 @@ def test_weights_of_a_block_and_a_head_are_its_matrices():
 
     assert block_weights(image.arch, text=False) == matrices(image.trunk.blocks[0])
     assert block_weights(image.arch, text=True) * DEPTH == matrices(text) - 100 * image.width
-    config, _ = plan("tiny/8", 64)
-    assert head_weights(128, config.heads) == 128 * 256 + 256 * 256 + 256 * 64 + 64 * 1024
+    head = HeadsConfig(prototypes=1024, hidden=256, bottleneck=64)
+    assert head_weights(128, head) == 128 * 256 + 256 * 256 + 256 * 64 + 64 * 1024
 
 
 def test_each_switch_adds_its_pass():
@@ -97,7 +98,7 @@ def test_each_switch_adds_its_pass():
         _, cost = plan("tiny/8", 64, **changes)
         return [(p.what, p.sequences, p.tokens) for p in cost.passes]
 
-    both = {"objective.patch.weight": 2, "objective.cls.weight": 1, "views.locals": 3}
+    both = {"objective.patch.weight": 2, "objective.cls.weight": 1, "views.locals": 3, "views.local_size": 32}
     assert passes() == [("clean", 1, 66), ("text", 2, 16)]
     assert passes(**both) == [("clean", 1, 66), ("masked", 1, 66), ("locals", 3, 18), ("text", 2, 16)]
     assert ("masked", 1, 66) not in passes(**both, **{"mask.ratio": 0})

@@ -36,7 +36,8 @@ def look(shards: str, **changes):
 
 
 def test_scenes_need_nothing():
-    report = look_at_data(load_config("pretrain/scenes_tiny").config)
+    changes = {"data.scenes.count": 8192, "train.batch": 16, "train.steps": 6000}
+    report = look_at_data(load_config("pretrain/scenes_tiny", changes).config)
     assert report.problems == []
     assert "96,000 images = 11.7 epochs" in " ".join(report.lines)
 
@@ -44,7 +45,7 @@ def test_scenes_need_nothing():
 def test_good_shards(tmp_path):
     for number in range(3):
         tar(tmp_path / f"a-{number}.tar", {"web": "one", "synthetic": ["two", "three"], "detailed": "four"})
-    report = look(f"{tmp_path}/a-{{0..2}}.tar", **{"data.epoch": 96})
+    report = look(f"{tmp_path}/a-{{0..2}}.tar", **{"data.epoch": 96, "train.batch": 16, "train.steps": 6000})
     assert report.problems == []
     text = "\n".join(report.lines)
     assert "3 shards, read by index" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from distill.errors import UserError
 from distill.training import checkpoint
 from distill.training.guard import Collapse
 from distill.training.metrics import read_metrics
+from distill.training.run import run
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -184,8 +187,6 @@ def test_precision_and_device_errors_are_plain(small_run):
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, small):
-    from distill.training.run import run
-
     result = run("pretrain/scenes_tiny", small(name="dry"), runs=tmp_path, dry_run=True)
     assert not result.folder.exists()
 
@@ -199,3 +200,10 @@ def test_settings_may_be_keywords(tmp_path: Path, small):
     assert result.step == 1
     with pytest.raises(UserError, match=r"either as strings .* or as keywords"):
         distill.run("pretrain/scenes_tiny", ["train.steps=1"], seed=1)
+
+
+def test_the_banner_shows_lists_and_globs_as_they_are(tmp_path: Path, small):
+    written = io.StringIO()
+    console = Console(file=written, width=120)
+    run("pretrain/scenes_tiny", small(**{"captions.cls2": ["detailed"]}), runs=tmp_path, dry_run=True, console=console)
+    assert "captions.cls2: [synthetic] -> [detailed]" in written.getvalue()
