@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -39,8 +40,13 @@ class ValueBlock(nn.Module):
 
 def value_view(trunk: VisionTransformer) -> VisionTransformer:
     """`trunk` with a `ValueBlock` at its end: shares weights and timm's forward, and leaves `trunk` as it is."""
+    last = ValueBlock(trunk.blocks[-1], trunk.num_prefix_tokens)
+    return with_blocks(trunk, [*trunk.blocks[:-1], last])
+
+
+def with_blocks(trunk: VisionTransformer, blocks: Iterable[nn.Module]) -> VisionTransformer:
+    """`trunk` with other blocks: shares weights and timm's forward, and leaves `trunk` as it is."""
     view = copy.copy(trunk)
     view._modules = dict(trunk._modules)  # its own table of children, so that replacing one leaves the trunk alone
-    last = ValueBlock(trunk.blocks[-1], trunk.num_prefix_tokens)
-    view.blocks = nn.Sequential(*trunk.blocks[:-1], last)
+    view.blocks = nn.Sequential(*blocks)
     return view

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from distill.errors import UserError
 from distill.models.arch import Arch
 from distill.models.init import init_block
 from distill.models.positions import resize_grid
-from distill.models.values import value_view
+from distill.models.values import value_view, with_blocks
 
 NORM_EPS = 1e-6
 CLS_STD = 0.02
@@ -60,6 +61,20 @@ class PatchEmbedding(nn.Module):
         if mask is not None:
             x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
         return x + resize_grid(self.positions, height, width).flatten(0, 1)
+
+
+class Tap(nn.Module):
+    """A block that keeps its last output."""
+
+    output: Tensor  # [B, C + N, D]
+
+    def __init__(self, block: nn.Module):
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.output = self.block(x)
+        return self.output
 
 
 class VisionTower(nn.Module):
@@ -109,8 +124,7 @@ class VisionTower(nn.Module):
         if values:
             cls, _, patches = self.dense(images, mask)
             return ImageOutput(cls, patches)
-        x = self.trunk.forward_features(self._tokens(images, mask))  # [B, C + N, D]
-        return ImageOutput(x[:, : self.cls_tokens], x[:, self.cls_tokens :])
+        return self._split(self.trunk.forward_features(self._tokens(images, mask)))
 
     def dense(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """CLS `[B, C, D]`, final patches and value-path patches, each `[B, N, D]`, in one pass."""
@@ -118,6 +132,24 @@ class VisionTower(nn.Module):
         x = value_view(self.trunk).forward_features(tokens)  # [B, C + N + N, D]
         cls, final, values = x.split([self.cls_tokens, tokens.shape[1], tokens.shape[1]], dim=1)
         return cls, final, values
+
+    def layers(self, images: Tensor, indices: Sequence[int]) -> list[ImageOutput]:
+        """Outputs of the blocks at `indices` (from 0, any order), the final norm over each; later blocks are not run.
+
+        That of the last block is what `forward` gives. Raises `UserError` for an index that is no block.
+        """
+        for index in indices:
+            if not 0 <= index < self.depth:
+                raise UserError(f"There is no block {index}. Allowed: 0 to {self.depth - 1}.")
+        if not indices:
+            return []
+        taps = {index: Tap(self.trunk.blocks[index]) for index in indices}
+        blocks = [taps.get(index, self.trunk.blocks[index]) for index in range(max(indices) + 1)]
+        with_blocks(self.trunk, blocks).forward_features(self._tokens(images, None))
+        return [self._split(self.trunk.norm(taps[index].output)) for index in indices]
+
+    def _split(self, x: Tensor) -> ImageOutput:  # [B, C + N, D]
+        return ImageOutput(x[:, : self.cls_tokens], x[:, self.cls_tokens :])
 
     def _tokens(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Checks the input and embeds it: `[B, N, D]`."""

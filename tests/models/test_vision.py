@@ -121,6 +121,31 @@ def test_forward_equals_the_definition(small, options, masked, values):
     torch.testing.assert_close(torch.cat([cls, patches], dim=1), expected, atol=2e-5, rtol=1e-4)
 
 
+def test_layers_equal_the_definition_of_a_shallower_tower(small):
+    tower = _shaken(small, depth=3)
+    images = torch.rand(2, 3, 12, 20)
+    full, names = tower.arch, list(tower.state_dict())
+    with torch.no_grad():
+        found = tower.layers(images, [2, 0])
+        assert torch.equal(found[0].patches, tower(images).patches)
+        for index, output in zip([2, 0], found):
+            tower.arch = replace(full, depth=index + 1)
+            expected = reference(tower, images)
+            torch.testing.assert_close(torch.cat(output, dim=1), expected, atol=2e-5, rtol=1e-4)
+    assert list(tower.state_dict()) == names and type(tower.trunk.blocks[0]) is Block
+    assert tower.layers(images, []) == []
+    for index in (-1, 3):
+        with pytest.raises(UserError, match=rf"no block {index}\. Allowed: 0 to 2"):
+            tower.layers(images, [0, index])
+
+
+def test_layers_run_no_later_block_than_asked_for(small):
+    tower = _shaken(small)
+    tower.trunk.blocks[1].register_forward_pre_hook(lambda module, args: pytest.fail("the second block ran"))
+    tower.layers(torch.rand(1, 3, 8, 8), [0])[0].patches.sum().backward()
+    assert tower.embed.proj.weight.grad.abs().sum() > 0
+
+
 def test_pixels_under_the_mask_have_no_influence_and_others_do(small):
     tower = _shaken(small)
     images = torch.rand(1, 3, 8, 8)

@@ -66,9 +66,7 @@ class SceneSource:
         """The sample at `index`, `0 <= index < len(self)`; IndexError outside. Its arrays are the caller's own."""
         if not 0 <= index < len(self):
             raise IndexError(f"scene {index} of {len(self)}")
-        picture = self._cache.get(index) or self._picture(index)
-        if self.cfg.cache:
-            self._cache[index] = picture
+        picture = self._kept(index)
         sample = Sample(
             key=f"{self.cfg.seed}-{self.split}-{index}",
             shard="scenes",
@@ -79,6 +77,18 @@ class SceneSource:
         if self.dense:
             sample.depth, sample.normals = render_geometry(picture.scene, picture.owner)
         return sample
+
+    def geometry(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Depth and normals of the scene at `index`, as in a sample when `dense`."""
+        picture = self._kept(index)
+        return render_geometry(picture.scene, picture.owner)
+
+    def _kept(self, index: int) -> _Picture:
+        """From the cache, or drawn."""
+        picture = self._cache.get(index) or self._picture(index)
+        if self.cfg.cache:
+            self._cache[index] = picture
+        return picture
 
     def _picture(self, index: int) -> _Picture:
         scene = draw_scene(self.world, self.cfg.seed, self.split, index)

@@ -11,13 +11,17 @@ from PIL import Image
 from distill.errors import UserError
 
 MASKS, CAPTIONS, LABELS, TRAIN = "masks", "captions", "labels", "a train split"
+DEPTH, NORMALS = "depth", "normals"
 
 FIXES = {
     MASKS: "give a dataset with masks: scenes, folder:PATH with masks/ and classes.json, or shards with mask.png",
     CAPTIONS: "give a dataset with captions: scenes, shards, or folder:PATH with captions.jsonl",
     LABELS: "give a dataset with one class an image: scenes, or folder:PATH with <split>/<class>/*.jpg",
+    DEPTH: "give a dataset with depth maps, such as scenes",
+    NORMALS: "give a dataset with surface normals, such as scenes",
     TRAIN: "name the split to fit on: folder:PATH?train=SPLIT, or shards:PATH?train=OTHER_TARS",
 }
+UNIT = 0.02  # how far from 1 the length of a stored normal may be (8-bit files round)
 
 
 @dataclass
@@ -29,6 +33,9 @@ class Item:
     mask: Callable[[], np.ndarray] | None = None
     captions: dict[str, list[str]] | None = None
     label: Callable[[], int | None] | None = None
+    depth: Callable[[], np.ndarray] | None = None
+    normals: Callable[[], np.ndarray] | None = None
+    domain: str | None = None  # instance retrieval compares images of one domain only
 
 
 @dataclass
@@ -40,13 +47,16 @@ class Example:
     mask: np.ndarray | None  # integer [H, W], None unless asked for
     captions: dict[str, list[str]]
     label: int | None
+    depth: np.ndarray | None = None  # float32 [H, W] in metres (scenes: image sides), 0 or NaN = invalid; as the mask
+    normals: np.ndarray | None = None  # float32 [H, W, 3], unit (right, up, towards the viewer), zeros = invalid
+    domain: str | None = None
 
 
 @dataclass
 class EvalDataset:
     """Images with whatever labels they have, in a fixed order. `image`, `mask`, `captions` and `label` take an index.
 
-    `has` lists what is there: MASKS, CAPTIONS, LABELS, TRAIN. Asking for what is not raises UserError.
+    `has` lists what is there: MASKS, CAPTIONS, LABELS, DEPTH, NORMALS, TRAIN. Asking for what is not raises UserError.
     """
 
     name: str  # for results and messages, such as "folder:/data/ccp val"
@@ -81,15 +91,24 @@ class EvalDataset:
                 there = ", ".join(["images", *sorted(self.has)])
                 raise UserError(f"{who} needs {thing}, but {self.name} has only {there}. Fix: {FIXES[thing]}.")
 
-    def load(self, index: int, masks: bool = False) -> Example:
-        """Everything about one image, read once; the mask only on demand.
+    def load(self, index: int, masks: bool = False, depth: bool = False, normals: bool = False) -> Example:
+        """Everything about one image, read once; mask, depth and normals only on demand.
 
-        Raises UserError when mask and image sizes differ, or a mask value or label is outside the class list.
+        Raises UserError when one of these and the image differ in size, a mask value or label is outside the class
+        list, depth is negative, or a normal has not length 1 or 0.
         """
         item = self.item(index)
         image = item.image()
-        mask = self._mask(item, image) if masks else None
-        return Example(index, image, mask, item.captions or {}, self._label(item))
+        return Example(
+            index,
+            image,
+            self._mask(item, image) if masks else None,
+            item.captions or {},
+            self._label(item),
+            self._depth(item, image) if depth else None,
+            self._normals(item, image) if normals else None,
+            item.domain,
+        )
 
     def image(self, index: int) -> Image.Image:
         """RGB, as stored (any size)."""
@@ -111,16 +130,43 @@ class EvalDataset:
         self.require("Asking for labels", LABELS)
         return self._label(self.item(index))
 
+    def _dense(self, item: Item, image: Image.Image, what: str, read: Callable[[], np.ndarray] | None) -> np.ndarray:
+        """A label for each pixel, of the image's size."""
+        if read is None:
+            raise UserError(f"{self.name}: {item.key} has no {what}. Add it, or leave the image out of the split.")
+        label = read()
+        if label.shape[:2] != (image.height, image.width) or label.shape[2:] != ((3,) if what == "normal map" else ()):
+            raise UserError(
+                f"{self.name}: the {what} of {item.key} is {_size(label)}, its image {image.width}x{image.height}. "
+                f"Both must have the same size: redo the {what} without resizing."
+            )
+        return label
+
+    def _depth(self, item: Item, image: Image.Image) -> np.ndarray:
+        self.require("Asking for depth", DEPTH)
+        depth = np.asarray(self._dense(item, image, "depth map", item.depth), np.float32)
+        if (depth < 0).any():
+            raise UserError(
+                f"{self.name}: the depth of {item.key} has the value {depth.min():g}. "
+                f"Depth is above 0, and 0 or NaN where it is not known: correct it."
+            )
+        return depth
+
+    def _normals(self, item: Item, image: Image.Image) -> np.ndarray:
+        self.require("Asking for normals", NORMALS)
+        normals = np.asarray(self._dense(item, image, "normal map", item.normals), np.float32)
+        length = np.linalg.norm(normals, axis=-1)  # [H, W]
+        wrong = (length != 0) & ~(np.abs(length - 1) <= UNIT)
+        if wrong.any():
+            raise UserError(
+                f"{self.name}: the normals of {item.key} have one of length {length[wrong][0]:g}. "
+                f"Normals have length 1, and 0 where they are not known: correct them."
+            )
+        return normals
+
     def _mask(self, item: Item, image: Image.Image) -> np.ndarray:
         self.require("Asking for masks", MASKS)
-        if item.mask is None:
-            raise UserError(f"{self.name}: {item.key} has no mask. Add it, or leave the image out of the split.")
-        mask = item.mask()
-        if mask.shape != (image.height, image.width):
-            raise UserError(
-                f"{self.name}: the mask of {item.key} is {_size(mask)}, its image {image.width}x{image.height}. "
-                f"Both must have the same size: redo the mask without resizing."
-            )
+        mask = self._dense(item, image, "mask", item.mask)
         values = np.unique(mask)
         wrong = values[(values != self.ignore) & ((values < 0) | (values >= len(self.class_names)))]
         if len(wrong):
@@ -157,5 +203,5 @@ def spread(count: int, samples: int | None) -> list[int]:
     return [at * count // samples for at in range(samples)]
 
 
-def _size(mask: np.ndarray) -> str:
-    return f"{mask.shape[1]}x{mask.shape[0]}" if mask.ndim == 2 else f"not a single channel (shape {mask.shape})"
+def _size(label: np.ndarray) -> str:
+    return f"{label.shape[1]}x{label.shape[0]}" if label.ndim == 2 else f"of the shape {label.shape}"

@@ -1,7 +1,8 @@
-"""The embedded scenes as an evaluation dataset: masks, captions at three granularities, and one label an image."""
+"""The embedded scenes as an evaluation dataset: masks, depth, normals, three kinds of captions, one label an image."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from distill.config.schema import ScenesConfig
 from distill.data.sample import Sample
 from distill.data.scenes import THINGS, SceneSource
-from distill.evals.datasets.base import CAPTIONS, LABELS, MASKS, TRAIN, EvalDataset
+from distill.evals.datasets.base import CAPTIONS, DEPTH, LABELS, MASKS, NORMALS, TRAIN, EvalDataset, Item
 from distill.evals.datasets.source import source_item
 
 DEFAULT_SAMPLES = 512
@@ -28,17 +29,26 @@ def open_scenes(
     """`samples` scenes (None: 512) rendered at `side` pixels (None: `size`, or 64), evaluated at `size` (None: `side`).
 
     The image's label is its dominant thing: the class of thing, not of ground, with the most pixels (the first in
-    class order among equals; None where no thing is visible). The test split never overlaps training scenes.
+    class order among equals; None where no thing is visible). Depth is in image sides, at most 8.
+    The test split never overlaps training scenes.
     """
     render = side or size or ScenesConfig().size
     source = scene_source(render, samples or DEFAULT_SAMPLES, split)
-    item, length = source_item(source, None, partial(dominant_thing, source.classes))
+    flat, length = source_item(source, None, partial(dominant_thing, source.classes))
+
+    def item(index: int) -> Item:
+        return replace(
+            flat(index),
+            depth=lambda: source.geometry(index)[0],
+            normals=lambda: source.geometry(index)[1],
+        )
+
     dataset = EvalDataset(
         name=f"scenes:{render} {split}",
         size=size or render,
         item=item,
         length=length,
-        has=frozenset({MASKS, CAPTIONS, LABELS}),
+        has=frozenset({MASKS, CAPTIONS, LABELS, DEPTH, NORMALS}),
         class_names=list(source.classes),
         prompts="plain",
         caption_fields=list(source[0].captions),

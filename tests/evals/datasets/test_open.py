@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data.scenes import THINGS
+from distill.config.schema import ScenesConfig
+from distill.data.scenes import THINGS, SceneSource
 from distill.errors import UserError
 from distill.evals.datasets import open_dataset, parse
 from distill.evals.datasets.base import spread
@@ -15,7 +16,7 @@ from distill.evals.datasets.base import spread
 def test_scenes_have_everything():
     dataset = open_dataset("scenes:48", samples=6)
     assert (dataset.name, dataset.size, len(dataset)) == ("scenes:48 test", 48, 6)
-    assert dataset.has == {"masks", "captions", "labels", "a train split"}
+    assert dataset.has == {"masks", "captions", "labels", "depth", "normals", "a train split"}
     assert dataset.image(2).size == (48, 48) and dataset.mask(2).shape == (48, 48)
     assert dataset.caption_fields == ["web", "synthetic", "detailed"] and dataset.caption_field == "synthetic"
     assert dataset.prompts == "plain"
@@ -25,6 +26,17 @@ def test_scenes_have_everything():
     again = open_dataset("scenes:48", samples=6)
     assert np.array_equal(np.array(again.image(5)), np.array(dataset.image(5)))
     assert open_dataset("scenes:48?field=web").caption_field == "web"
+
+
+def test_the_geometry_of_scenes_is_theirs_and_read_on_demand():
+    dataset = open_dataset("scenes:48", samples=3)
+    expected = SceneSource(ScenesConfig(size=48, count=3), "test")[2]
+    example = dataset.load(2, depth=True, normals=True)
+    assert example.mask is None
+    assert np.array_equal(example.depth, expected.depth) and np.array_equal(example.normals, expected.normals)
+    assert example.depth.dtype == example.normals.dtype == np.float32 and 0 < example.depth.max() <= 8
+    plain = dataset.load(2)
+    assert plain.depth is None and plain.normals is None and plain.domain is None
 
 
 def test_scenes_can_be_drawn_and_evaluated_at_different_sizes():
