@@ -25,6 +25,7 @@ VERBS = {  # verb: (module, one line for the overview)
     "study": ("distill.study.cli", "run a grid of variants and seeds, and compare them"),
     "eval": ("distill.evals.cli", "evaluate a model"),
     "data": ("distill.data.cli", "pack shards, look into them"),
+    "bench": ("distill.bench.cli", "measure speed and memory against plain references"),
 }
 GROUPS = {
     "pretrain": "train a teacher from image-text data",

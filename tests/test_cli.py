@@ -31,7 +31,7 @@ def error(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["rnu"], "Unknown verb 'rnu'. Did you mean 'run'? Allowed: ls, cp, check, run, study, eval, data"),
+        (["rnu"], "Unknown verb 'rnu'. Did you mean 'run'? Allowed: ls, cp, check, run, study, eval, data, bench"),
         (["--resume"], "'--resume' is not a verb. distill is followed by one of: ls,"),
         (["run"], "the following arguments are required: RECIPE. Usage: distill run [-h] [--resume]"),
         (["run", "pretrain/scene_tiny"], "Unknown recipe 'pretrain/scene_tiny'. Did you mean 'pretrain/scenes_tiny'"),

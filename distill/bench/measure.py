@@ -1,0 +1,84 @@
+"""Time and memory, so that two ways can be compared on a machine that others use too.
+
+Times are medians of calls taken in turn (A B A B), wall and CPU time; memory is the peak of a process of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Medians over the rounds, in seconds a call; `cpu` sums over threads and hardly feels other programs."""
+
+    wall: float
+    cpu: float
+
+
+def interleave(calls: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Timing]:
+    """Times every call once a round, in turn, after `warmup` rounds that do not count."""
+    wall: dict[str, list[float]] = {name: [] for name in calls}
+    cpu: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(warmup + rounds):
+        for name, call in calls.items():
+            began, began_cpu = time.perf_counter(), time.process_time()
+            call()
+            if i >= warmup:
+                cpu[name].append(time.process_time() - began_cpu)
+                wall[name].append(time.perf_counter() - began)
+    return {name: Timing(median(wall[name]), median(cpu[name])) for name in calls}
+
+
+@contextmanager
+def use_threads(count: int) -> Iterator[None]:
+    """Runs with `count` CPU threads, then with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any, threads: int = 1, fresh: bool = True) -> float:
+    """How far resident memory rises during a call, in MiB, in a fresh process (or, quick and less exact, in this one).
+
+    `prepare(*args)` builds what the call needs and returns the call: what it builds does not count, what the call
+    allocates does. `prepare` is a module's own function and `args` can be pickled. Linux only.
+    """
+    if not fresh:
+        return _rise(prepare, args, threads)
+    context = multiprocessing.get_context("forkserver")  # imports once, then forks before any thread has started
+    context.set_forkserver_preload(["torch", "distill.training.run"])
+    with context.Pool(1) as pool:
+        return pool.apply(partial(_rise, prepare, args, threads))
+
+
+def _rise(prepare: Callable[..., Callable[[], Any]], args: tuple[Any, ...], count: int) -> float:
+    with use_threads(count):
+        call = prepare(*args)
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+        before = _status("VmRSS")
+        call()
+        return max(1, _status("VmHWM") - before) / 1024  # at least 1 KiB, so that ratios exist
+
+
+def _status(name: str) -> int:
+    """A value of /proc/self/status, KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(name + ":")))

@@ -1,0 +1,39 @@
+"""The benchmarks there are. A new one is a file with `measure(quick) -> list[Row]`, and a line here.
+
+Its docstring says what is compared; it goes into the report. `quick` asks for the smallest sizes that still run all of
+the code, in a second or two: that is what the tests run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
+
+from distill.bench.rows import Row
+from distill.errors import unknown
+
+BENCHMARKS: dict[str, tuple[str, str]] = {  # name: (module, one line)
+    "prototype_loss": (
+        "distill.bench.prototype_loss",
+        "cross-entropy over prototypes, in chunks or whole",
+    ),
+}
+
+
+def find_benchmarks(names: Sequence[str]) -> list[str]:
+    """The names asked for, or all when none is; UserError with the nearest name for one that does not exist."""
+    for name in names:
+        if name not in BENCHMARKS:
+            raise unknown("benchmark", name, BENCHMARKS)
+    return list(dict.fromkeys(names)) or list(BENCHMARKS)
+
+
+def module_of(name: str) -> ModuleType:
+    """The benchmark's module, imported now."""
+    return import_module(BENCHMARKS[name][0])
+
+
+def measure_of(name: str) -> Callable[[bool], list[Row]]:
+    """The benchmark's function."""
+    return module_of(name).measure
