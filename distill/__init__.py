@@ -13,7 +13,7 @@ from distill.errors import UserError
 
 if TYPE_CHECKING:
     from distill.evals.evaluate import evaluate
-    from distill.models.loading import load_model as load
+    from distill.models.sources import load
     from distill.study import study
     from distill.training.run import run
 
@@ -23,7 +23,7 @@ __all__ = ["UserError", "__version__", "evaluate", "load", "run", "study"]
 _PLACES = {
     "run": ("distill.training.run", "run"),
     "study": ("distill.study", "study"),  # the package itself: it is callable
-    "load": ("distill.models.loading", "load_model"),
+    "load": ("distill.models.sources", "load"),
     "evaluate": ("distill.evals.evaluate", "evaluate"),
 }
 

@@ -115,9 +115,10 @@ def _model_lines(report: Report) -> list[str]:
         numbers = (model.image, model.text, model.heads, model.trained)
         rows.append((model.name, f"{model.arch.name}, {model.role}", *map(_millions, numbers)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
+    lines = [
         "  ".join(_pad(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows
     ]
+    return lines + ([f"teacher: {report.counts.teacher}"] if report.counts.teacher else [])
 
 
 def _pad(cell: str, width: int, column: int) -> str:

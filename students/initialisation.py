@@ -10,8 +10,8 @@ from torch import Tensor
 
 from distill.config.schema import Config, StudentConfig
 from distill.errors import UserError
-from distill.models.loading import load_model
 from distill.models.pair import ImageTextModel
+from distill.models.sources import load
 from distill.models.text import TextTower
 from distill.models.vision import VisionTower
 
@@ -55,7 +55,7 @@ def _initialise_vision(tower: VisionTower, student: StudentConfig, teacher: Imag
         fix = "For a shallower student of the same width use init: layers."
         _copy(tower, source.state_dict(), "students.init: teacher", fix)
     else:
-        source = load_model(student.init).image
+        source = load(student.init).image
         fix = f"That model is {source.arch.name}, {source.depth} blocks: use its shape."
         _copy(tower, source.state_dict(), f"students.init: {student.init}", fix)
 
@@ -63,7 +63,7 @@ def _initialise_vision(tower: VisionTower, student: StudentConfig, teacher: Imag
 def _initialise_text(model: ImageTextModel, init: str, teacher: ImageTextModel | None) -> None:
     if init == "scratch":
         return
-    source = _need_teacher("text.init", init, teacher) if init == "teacher" else load_model(init)
+    source = _need_teacher("text.init", init, teacher) if init == "teacher" else load(init)
     if source.tokenizer.state() != model.tokenizer.state():
         raise UserError(
             f"text.init: {init} has another tokenizer, so its embeddings mean other words: use its tokenizer."

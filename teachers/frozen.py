@@ -5,38 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.config.schema import ObjectiveConfig
-from distill.models.pair import ImageTextModel
 from distill.models.vision import ImageOutput
 from teachers.base import Teacher
+from teachers.meeting import Meeting, resize_images, resize_patches
 from teachers.targets import TargetHeads, Targets
 
 
 class FrozenTeacher(Teacher):
     """Runs its own trunk on the clean global view, in inference mode.
 
-    Where its patch size differs from the student's, its patch features are resized bilinearly to `grid` before the
-    head: both grids cover the same image, so their cells stay aligned.
+    Where its patch size differs from the student's, `meeting` says what is resized: the image it sees, or its patch
+    features before the head.
     """
 
     mode = "frozen"
 
-    def __init__(self, model: ImageTextModel, heads: TargetHeads, objective: ObjectiveConfig, grid: tuple[int, int]):
+    def __init__(self, model: Any, heads: TargetHeads, objective: ObjectiveConfig, meeting: Meeting):
         super().__init__(heads, objective)
-        self.model = model
-        self.grid = grid
+        self.model = model  # `ImageTextModel` or `AdaptedModel`
+        self.meeting = meeting
 
     @torch.no_grad()
     def targets(self, images: Tensor, clean: ImageOutput | None, temperature: float, learn: bool = True) -> Targets:
         assert self.heads is not None
         self.forwards += 1
-        output = self.model.image(images)
-        own_grid = self.model.image.grid(*images.shape[-2:])
-        if own_grid != self.grid:
-            output = ImageOutput(output.cls, resize_patches(output.patches, own_grid, self.grid))
+        output = self.model.image(resize_images(images, self.meeting.size))
+        own, student = self.meeting.teacher, self.meeting.student
+        if own != student:
+            output = ImageOutput(output.cls, resize_patches(output.patches, (own, own), (student, student)))
         # Frozen centres: they belong to the heads. Only the statistics of feature targets are learnt here.
         learn = learn and self.objective.patch.target == "features"
         return self.heads.targets(output, self.objective, temperature, learn=learn)
@@ -60,10 +59,3 @@ class FrozenTeacher(Teacher):
         self.forwards = state["forwards"]
         if self.heads.feature_norm is not None:
             self.heads.feature_norm.load_state_dict(state["feature_norm"])
-
-
-def resize_patches(patches: Tensor, grid: tuple[int, int], to: tuple[int, int]) -> Tensor:
-    """Patch features `[B, h*w, D]` on another grid `[B, h'*w', D]`, bilinear, anti-aliased when shrinking."""
-    maps = patches.transpose(1, 2).unflatten(2, grid)  # [B, D, h, w]
-    maps = F.interpolate(maps.float(), size=to, mode="bilinear", align_corners=False, antialias=True)
-    return maps.flatten(2).transpose(1, 2).to(patches.dtype)

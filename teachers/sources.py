@@ -2,71 +2,73 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from distill.config.schema import HeadsConfig
-from distill.errors import unknown
 from distill.models.joint_heads import Heads
-from distill.models.loading import build_from_checkpoint, find_checkpoint, read_checkpoint
-from distill.models.pair import ImageTextModel
+from distill.models.source_kinds import split
+from distill.models.sources import SourceFacts, open_model
+from distill.models.sources.run import learner_name, learners_of, read
 from teachers.targets import TargetHeads
-
-KINDS = ("run",)
 
 
 @dataclass
 class OpenedTeacher:
-    """A loaded model with its heads and centres."""
+    """A loaded model with its heads and centres; released encoders come without (`heads` None)."""
 
     source: str
-    path: Path
-    sha256: str  # of the checkpoint file
-    model: ImageTextModel
+    facts: SourceFacts
+    model: Any  # `ImageTextModel` or `AdaptedModel`
     heads: TargetHeads | None
     prototypes: int
 
+    @property
+    def sha256(self) -> str | None:
+        return self.facts.sha256
+
     def line(self) -> str:
-        """Source, hash, normalisation, token layout and grid, in one line."""
-        trunk = self.model.image
-        grid = trunk.position_grid
-        return (
-            f"{self.source}  sha256 {self.sha256[:12]}  {trunk.arch}  input [0, 1], no normalisation  "
-            f"{trunk.cls_tokens} CLS + patches of {trunk.patch} px  position grid {grid}x{grid}  "
-            + (f"own heads, {self.prototypes} prototypes" if self.heads is not None else "no heads")
-        )
+        """Source, hash, normalisation, token layout, grid, parameters and heads, in one line."""
+        return f"{self.facts.line()}  {heads_phrase(self.prototypes)}"
+
+
+def heads_phrase(prototypes: int) -> str:
+    return f"own heads, {prototypes} prototypes" if prototypes else "no heads"
 
 
 def open_teacher(source: str) -> OpenedTeacher:
-    """Opens `run:PATH` (a run's folder or a checkpoint file; `#NAME` picks a student, or the co-trained `teacher`).
+    """Opens any source that `distill.models.sources` knows (of a run, `#NAME` picks a student or co-trained `teacher`).
 
     For a run with an averaged trunk (`teacher.mode: ema`) the averaged trunk is the teacher; otherwise the student's
     own trunk. Heads and centres are the run's averaged ones; a student that followed another model (distilled or
-    co-trained) teaches with its own trained heads.
+    co-trained) teaches with its own trained heads. Every other source comes without heads.
     Raises UserError for an unknown kind of source, a missing path, or a file that is no checkpoint.
     """
-    kind, colon, rest = source.partition(":")
-    if not colon or kind not in KINDS:
-        raise unknown("teacher source", kind if colon else source, KINDS, "Write teacher.source=run:PATH.")
-    path, _, name = rest.partition("#")
-    file = find_checkpoint(path)
-    checkpoint = read_checkpoint(file)
-    learners = dict(checkpoint.get("students") or {})
-    if checkpoint.get("teacher_learner") is not None:
-        learners["teacher"] = checkpoint["teacher_learner"]
-    content = checkpoint | {"students": learners} if learners else checkpoint
-    model = build_from_checkpoint(content, name or None, origin=str(file))
-    digest = file_hash(file)
-    learner = learners.get(name or next(iter(learners), ""))
-    if learner is None or learner.get("heads") is None:
-        return OpenedTeacher(source, file, digest, model, None, 0)
-    heads = _heads(checkpoint, learner, model, own_teacher=name == "teacher")
-    return OpenedTeacher(source, file, digest, model, heads, checkpoint["heads_config"]["prototypes"])
+    opened = open_model(source)
+    checkpoint = opened.checkpoint
+    learners = learners_of(checkpoint) if checkpoint is not None else {}
+    name = learner_name(source, learners)
+    learner = learners.get(name)
+    if checkpoint is None or learner is None or learner.get("heads") is None:
+        return OpenedTeacher(source, opened.facts, opened.model, None, 0)
+    heads = _heads(checkpoint, learner, opened.model, own_teacher=name == "teacher")
+    return OpenedTeacher(source, opened.facts, opened.model, heads, checkpoint["heads_config"]["prototypes"])
 
 
-def _heads(saved: dict[str, Any], learner: dict[str, Any], model: ImageTextModel, own_teacher: bool) -> TargetHeads:
+def teacher_heads(source: str) -> tuple[HeadsConfig, int | None] | None:
+    """Sizes and feature width of the heads that `open_teacher(source)` finds; None without. Reads no weights."""
+    kind, where = split(source)
+    if kind != "run":
+        return None
+    _, checkpoint, _ = read(where)
+    learners = learners_of(checkpoint)
+    learner = learners.get(learner_name(source, learners), {})
+    if checkpoint.get("teacher") is None or learner.get("heads", {}) is None:
+        return None
+    return HeadsConfig(**checkpoint["heads_config"]), checkpoint["teacher"]["feature_width"]
+
+
+def _heads(saved: dict[str, Any], learner: dict[str, Any], model: Any, own_teacher: bool) -> TargetHeads:
     """The heads and centres that `learner` teaches with; in `ema` mode also gives `model` the averaged trunk."""
     config = HeadsConfig(**saved["heads_config"])
     kept, width = saved["teacher"], saved["teacher"]["feature_width"]
@@ -79,12 +81,3 @@ def _heads(saved: dict[str, Any], learner: dict[str, Any], model: ImageTextModel
     if kept["mode"] == "ema":
         model.image.load_state_dict(kept["state"]["trunk"])
     return heads
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

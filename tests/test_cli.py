@@ -170,10 +170,10 @@ def test_the_package_offers_its_functions_without_torch():
 
 def test_the_functions_are_those_of_the_parts():
     from distill.evals.evaluate import evaluate
-    from distill.models.loading import load_model
+    from distill.models.sources import load
     from distill.training.run import run
 
-    assert (distill.run, distill.load, distill.evaluate) == (run, load_model, evaluate)
+    assert (distill.run, distill.load, distill.evaluate) == (run, load, evaluate)
     assert callable(distill.study)
     with pytest.raises(AttributeError, match="no attribute 'runn'"):
         _ = distill.runn

@@ -9,9 +9,9 @@ from distill.config.fields import MISSING, schema
 from distill.config.finding import Finding, is_set
 from distill.config.schema import Config
 from distill.errors import did_you_mean
+from distill.models.source_kinds import KINDS
 from students import parse_arch
 
-SOURCE_KINDS = ("run",)
 AVERAGING = ("ema", "ema_head", "cotrained")  # teacher modes that average heads or more
 OTHER_MODELS = ("frozen", "cotrained")  # teacher modes in which the teacher is not the student itself
 
@@ -57,6 +57,9 @@ def teacher_keys(config: Config) -> Iterator[Finding]:
         if getattr(teacher, name) is not None and mode != needed:
             fix = f"set teacher.mode={needed} or {key}=null"
             yield Finding((key, "teacher.mode"), f"{key}: only used with teacher.mode {needed} (it is {mode}); {fix}")
+    if is_set(config, "teacher.meet") and mode != "frozen":
+        text = f"teacher.meet: only used with teacher.mode frozen (it is {mode}); leave it out"
+        yield Finding(("teacher.meet", "teacher.mode"), text)
     if is_set(config, "teacher.tokens") and mode != "cotrained":
         fix = "the tokens a student is supervised on are objective.patch.tokens"
         text = f"teacher.tokens: only used with teacher.mode cotrained (it is {mode}); {fix}"
@@ -76,14 +79,16 @@ def teacher_source(config: Config) -> Iterator[Finding]:
     if config.teacher.mode != "frozen" or not source or source == MISSING:
         return
     kind, colon, rest = source.partition(":")
-    if not colon or kind not in SOURCE_KINDS:
-        fix = f"write run:{source} for a run's folder" if not colon else "Allowed: run:PATH"
+    if not colon or kind not in KINDS:
+        fix = f"write run:{source} for a run's folder" if not colon else f"Allowed: {', '.join(KINDS.values())}"
         text = f"teacher.source: '{source}' does not say what it is; {fix}"
         if colon:
-            text = f"teacher.source: unknown kind '{kind}' in '{source}'.{did_you_mean(kind, SOURCE_KINDS)} {fix}"
+            text = f"teacher.source: unknown kind '{kind}' in '{source}'.{did_you_mean(kind, KINDS)} {fix}"
         yield Finding(("teacher.source",), text)
     elif not rest:
-        yield Finding(("teacher.source",), f"teacher.source: '{source}' names no run after the colon")
+        yield Finding(
+            ("teacher.source",), f"teacher.source: '{source}' names nothing after the colon; write {KINDS[kind]}"
+        )
 
 
 def one_student(config: Config) -> Iterator[Finding]:
@@ -157,7 +162,7 @@ def _start(key: str, value: str, words: tuple[str, ...]) -> Iterator[Finding]:
     """An init is one of the words, or something that can be a path or a source."""
     if value in words or value == MISSING or ":" in value or "/" in value or PurePath(value).suffix:
         return
-    allowed = f"Allowed: {', '.join(words)}, run:PATH or the path of a checkpoint"
+    allowed = f"Allowed: {', '.join(words)}, a source such as run:PATH, or the path of a checkpoint"
     yield Finding((key,), f"{key}: '{value}' is not allowed.{did_you_mean(value, words)} {allowed}")
 
 

@@ -97,7 +97,7 @@ class StudentConfig:
     name: str = opt("student", "used in logs, checkpoints and results")
     arch: str = opt("B/14", "SIZE/PATCH, size one of tiny, S, B, L, So400m, g and patch 8, 14 or 16")
     depth: int | None = opt(None, "number of blocks (null: the size's own)", low=1)
-    init: str = opt("scratch", "vision weights: scratch | teacher | layers | a run or checkpoint path")
+    init: str = opt("scratch", "vision weights: scratch | teacher | layers | a source, as run:PATH or tips:VISION.npz")
     layers: list[int] = opt([], "with init: layers, which teacher blocks to copy, in order (none: evenly spaced ones)")
     freeze: list[str] = opt([], "towers that are not trained", choices=("vision", "text"))
 
@@ -110,7 +110,17 @@ class TeacherConfig:
         "cotrained: a larger encoder pretraining in the same step; none: the student itself, nothing averaged",
         choices=TEACHER_MODES,
     )
-    source: str | None = opt(None, "with frozen: run:PATH, the folder of a run (#NAME picks one of its students)")
+    source: str | None = opt(
+        None,
+        "with frozen: run:PATH (#NAME picks one of its students), tips:VISION.npz, timm:NAME, open_clip:NAME/TAG, "
+        "hf:REPO or file:X.safetensors",
+    )
+    meet: str = opt(
+        "targets",
+        "with frozen, where patch sizes differ: targets resizes its patch features to the student's grid; input shows "
+        "it the view resized so that the grids agree",
+        choices=("targets", "input"),
+    )
     arch: str | None = opt(None, "with cotrained: the teacher's SIZE/PATCH")
     depth: int | None = opt(None, "with cotrained: number of blocks (null: the size's own)", low=1)
     tokens: str = opt("masked", "with cotrained: tokens supervised in its own pretraining", choices=TOKENS)
@@ -132,7 +142,9 @@ class VisionConfig:
 
 @dataclass
 class TextConfig:
-    init: str = opt("scratch", "text weights: scratch | teacher | a run or checkpoint path")
+    init: str = opt(
+        "scratch", "text weights: scratch | teacher | a source, as run:PATH or tips:VISION.npz+TEXT.npz+TOKENIZER.model"
+    )
     freeze: bool = opt(False, "do not train any student's text tower")
     layers: int | None = opt(None, "number of layers (null: the size's own)", low=1)
     context: int = opt(64, "longest caption in tokens; longer ones are cut and counted", low=1)

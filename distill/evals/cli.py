@@ -34,7 +34,11 @@ def register(subparsers: Any) -> None:
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="run:PATH, or a path of a run or checkpoint")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a model's source: run:PATH (or a plain path), tips:, timm:, open_clip:, hf: or file:",
+    )
     parser.add_argument("words", metavar="task=dataset", nargs="*", help="what to measure on what")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="images per split, evenly spread (default: all; scenes: 512)"
@@ -58,10 +62,11 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--batch {args.batch}: it must be at least 1.")
 
     from distill.evals.report import model_hash, show_table, versions
-    from distill.models.loading import load_model
+    from distill.models.sources import open_model
 
     device = choose_device(args.device)
-    model = load_model(args.model).to(device)
+    opened = open_model(args.model)
+    model = opened.model.to(device)
     results = evaluate_groups(model, requests, args.samples, args.size, args.batch)
     show_table(results)
     if target is not None:

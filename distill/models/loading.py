@@ -32,7 +32,7 @@ def load_model(path: str | Path) -> ImageTextModel:
 
 def build_from_checkpoint(content: dict[str, Any], name: str | None, *, origin: str) -> ImageTextModel:
     """The model in a checkpoint that `read_checkpoint` returned; `name` picks a student, `origin` is for messages."""
-    entry = _entry(content, name, origin)
+    entry = entry_of(content, name, origin)
     try:
         model = ImageTextModel.from_spec(entry["spec"])
         model.load_state_dict(entry["weights"])
@@ -40,9 +40,6 @@ def build_from_checkpoint(content: dict[str, Any], name: str | None, *, origin: 
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The model in {origin} does not fit this version of everypatch: {reason}.") from error
     return model.eval()
-
-
-load = load_model  # `distill.load`
 
 
 def save_model(model: ImageTextModel, path: str | Path) -> None:
@@ -83,7 +80,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return content
 
 
-def _entry(content: dict[str, Any], name: str | None, origin: str) -> dict[str, Any]:
+def entry_of(content: dict[str, Any], name: str | None, origin: str) -> dict[str, Any]:
+    """The model `{"spec", "weights"}` in a checkpoint: the student `name`, or the first; `origin` is for messages."""
     if content.get("format") == FORMAT:
         if name:
             raise UserError(f"{origin} holds one model without a name: leave out '#{name}'.")

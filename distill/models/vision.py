@@ -164,7 +164,7 @@ class VisionTower(nn.Module):
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of an image of this size in pixels; `UserError` when it is not a whole number."""
         if height % self.patch or width % self.patch or not (height and width):
-            near = " or ".join(f"{h}x{w}" for h, w in _nearest_sizes(height, width, self.patch))
+            near = " or ".join(f"{h}x{w}" for h, w in nearest_sizes(height, width, self.patch))
             raise UserError(
                 f"Image size {height}x{width} is not a multiple of the patch size {self.patch}: resize it to {near}."
             )
@@ -216,7 +216,7 @@ def _trunk(arch: Arch, cls_tokens: int, gelu: str, drop_path: float, kernels: st
     return trunk
 
 
-def _nearest_sizes(height: int, width: int, patch: int) -> list[tuple[int, int]]:
+def nearest_sizes(height: int, width: int, patch: int) -> list[tuple[int, int]]:
     """The allowed sizes just below and just above, smallest first, without those that have no patch at all."""
     below = (height // patch * patch, width // patch * patch)
     above = (-(-max(height, 1) // patch) * patch, -(-max(width, 1) // patch) * patch)

@@ -51,6 +51,8 @@ def encoder_passes(config: Config, counts: Counts) -> list[Pass]:
     distils = bool(objective.cls.weight + objective.patch.weight)
     for model in counts.models:
         side = views.global_size // model.arch.patch
+        if model.role == "teacher (frozen)" and counts.meeting is not None:
+            side = counts.meeting.teacher
         clean = side * side + model.cls_tokens
         if model.role == "teacher (frozen)":
             if distils:

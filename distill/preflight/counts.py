@@ -10,16 +10,18 @@ from torch import nn
 
 import students
 from distill.config.fields import MISSING
-from distill.config.schema import Config, HeadsConfig, StudentConfig
+from distill.config.schema import Config, StudentConfig
 from distill.data.sources import caption_texts, open_source
 from distill.errors import UserError
 from distill.models.arch import Arch
 from distill.models.joint_heads import Heads
-from distill.models.loading import find_checkpoint, read_checkpoint
 from distill.models.pair import ImageTextModel
+from distill.models.sources import SourceFacts, describe
 from distill.models.tokenizers import build_tokenizer
 from distill.training.learner import Learner, freeze_unused
 from distill.training.receipts import count
+from teachers.meeting import Meeting, plan
+from teachers.sources import heads_phrase, teacher_heads
 
 ASSUMED_VOCABULARY = 32_000  # where the tokenizer is still to be given: the paper's
 SCENE_CAPTIONS = 500  # scenes looked at for the words of their captions
@@ -52,6 +54,8 @@ class Counts:
     frozen: int
     vocabulary: int
     notes: list[str]
+    teacher: str | None = None  # the frozen teacher, in one line
+    meeting: Meeting | None = None  # how its patches meet the students'
 
 
 class _OnlySize:
@@ -80,11 +84,19 @@ def count_models(config: Config) -> Counts:
         models.append(_describe(student.name, role, learner))
     averaged = _averaged(config, learners)
     untrained = sum(count(learner, False) for learner in learners)
+    line = meeting = None
     if opened is not None:
-        model, heads = opened
-        models.append(_row("teacher", "teacher (frozen)", model, heads))
-        untrained += count(model) + count(heads)
-    return Counts(models, sum(m.trained for m in models), averaged, untrained, tokenizer.vocabulary, notes)
+        facts, heads = opened.facts, opened.heads
+        sizes = (facts.image_parameters, facts.text_parameters, count(heads))
+        row = (facts.arch, facts.arch.depth, facts.cls_tokens, *sizes, 0, False, False)
+        models.append(Model("teacher", "teacher (frozen)", *row))
+        untrained += sum(sizes)
+        line = f"{facts.line()}  {heads_phrase(opened.prototypes)}"
+        meeting = opened.meeting
+        notes += [facts.missing] if facts.missing else []
+    return Counts(
+        models, sum(m.trained for m in models), averaged, untrained, tokenizer.vocabulary, notes, line, meeting
+    )
 
 
 def _learner(
@@ -92,14 +104,14 @@ def _learner(
     config: Config,
     tokenizer: Any,
     tokens: str,
-    opened: tuple[ImageTextModel, nn.Module | None] | None,
+    opened: _Frozen | None,
     before: list[Learner],
 ) -> Learner:
     objective = config.objective
     model = students.build_model(student, config, tokenizer, device="meta")
     width = None
     if objective.patch.target == "features" and objective.patch.weight > 0:
-        width = (opened[0] if opened else before[0].model if before else model).image.width
+        width = opened.facts.arch.width if opened else (before[0].model if before else model).image.width
     with torch.device("meta"):
         heads = Heads(model.image.width, config.heads, width) if objective.cls.weight + objective.patch.weight else None
         learner = Learner(model, heads, objective, tokens, corrupts=config.mask.ratio > 0)
@@ -144,29 +156,32 @@ def _vocabulary(config: Config, notes: list[str]) -> int:
     return text.vocabulary
 
 
-def _frozen_teacher(config: Config, notes: list[str]) -> tuple[ImageTextModel, nn.Module | None] | None:
+@dataclass(frozen=True)
+class _Frozen:
+    """A frozen teacher, described without its weights."""
+
+    facts: SourceFacts
+    heads: Heads | None  # on the meta device
+    prototypes: int
+    meeting: Meeting
+
+
+def _frozen_teacher(config: Config, notes: list[str]) -> _Frozen | None:
     source = config.teacher.source
     if source is None or source == MISSING:
         notes.append("the frozen teacher is still to be given: it is not counted")
         return None
-    path, _, name = source.removeprefix("run:").partition("#")
-    file = find_checkpoint(path)
-    content = read_checkpoint(file)
-    entries = content.get("students")
-    if not isinstance(entries, dict) or (name and name not in entries):
-        has = f"only {', '.join(entries)}" if isinstance(entries, dict) else "no run of ours"
-        raise UserError(f"teacher.source: {file} has {has}{f', not {name!r}' if name else ''}; give a run's folder")
-    entry = entries[name or next(iter(entries))]
-    with torch.device("meta"):
-        model = ImageTextModel.from_spec(entry["spec"])
-        heads = None
-        if content.get("teacher") is not None:
-            heads = Heads(
-                model.image.width, HeadsConfig(**content["heads_config"]), content["teacher"]["feature_width"]
-            )
-    _check_prototypes(config, source, None if heads is None else content["heads_config"]["prototypes"])
-    model.image.grid(config.views.global_size, config.views.global_size)  # raises when the crop does not fit its patch
-    return model, heads
+    facts = describe(source)
+    sizes = teacher_heads(source)
+    heads = None
+    if sizes is not None:
+        with torch.device("meta"):
+            heads = Heads(facts.arch.width, *sizes)
+    prototypes = 0 if sizes is None else sizes[0].prototypes
+    _check_prototypes(config, source, prototypes or None)
+    patch = students.parse_arch(config.students[0].arch).patch
+    meeting = plan(config.views.global_size, patch, facts.patch, config.teacher.meet)
+    return _Frozen(facts, heads, prototypes, meeting)
 
 
 def _check_prototypes(config: Config, source: str, prototypes: int | None) -> None:

@@ -10,7 +10,7 @@ from distill.config.fields import MISSING, leaf_of
 from distill.config.resolved import Resolved
 from distill.config.schema import Config
 from distill.errors import UserError
-from distill.models.loading import find_checkpoint
+from distill.models.sources import describe
 from distill.preflight.cost import REFERENCE_FLOPS, Cost, step_cost
 from distill.preflight.counts import Counts, count_models
 from distill.preflight.data import DataReport, look_at_data
@@ -83,14 +83,12 @@ def grid_plan(config: Config, counts: Counts) -> list[str]:
     """For each model, its tokens per view and how teacher tokens meet student tokens."""
     views, lines = config.views, []
     distils = config.objective.cls.weight + config.objective.patch.weight
-    student_side = views.global_size // counts.models[0].arch.patch
     for model in counts.models:
         side = views.global_size // model.arch.patch
         line = f"{model.name}: global {views.global_size} px = {side} x {side} patches"
         if model.role == "teacher (frozen)":
-            same = side == student_side
-            how = "one to one" if same else f"resized bilinearly to the students' {student_side} x {student_side}"
-            lines.append(f"{line}, unmasked; targets {how}")
+            assert counts.meeting is not None
+            lines.append(f"{model.name}: {counts.meeting.line()}")
             continue
         masked = round(config.mask.ratio * side * side)
         if config.objective.patch.weight:
@@ -115,7 +113,7 @@ def _missing_files(config: Config) -> list[str]:
         if value in ("scratch", "teacher", "layers", MISSING):
             continue
         try:
-            find_checkpoint(value.removeprefix("run:").partition("#")[0])
+            describe(value)
         except UserError as error:
             problems.append(f"{key}: {error}")
     tokenizer = config.text.tokenizer

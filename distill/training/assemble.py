@@ -22,6 +22,7 @@ from teachers.cotrained import CotrainedTeacher
 from teachers.ema import EmaTeacher
 from teachers.ema_head import EmaHeadTeacher, StudentAsTeacher
 from teachers.frozen import FrozenTeacher
+from teachers.meeting import plan
 from teachers.sources import OpenedTeacher, open_teacher
 from teachers.targets import TargetHeads
 
@@ -135,8 +136,8 @@ def _teacher(
     if opened is not None:
         heads = opened.heads or TargetHeads(Heads(opened.model.image.width, cfg.heads), prototypes)
         heads = heads.with_feature_norm(width)
-        grid = first.model.image.grid(cfg.views.global_size, cfg.views.global_size)
-        return FrozenTeacher(opened.model, heads, cfg.objective, grid)
+        meeting = plan(cfg.views.global_size, first.model.image.patch, opened.facts.patch, cfg.teacher.meet)
+        return FrozenTeacher(opened.model, heads, cfg.objective, meeting)
     if cfg.teacher.mode == "cotrained":
         assert teacher_model is not None
         learner = _learner(cfg, teacher_model, cfg.teacher.tokens, width, cfg.seed + 501)

@@ -41,6 +41,7 @@ SHOWN_BY = {
     "mask.kind": "views/test_masks.py::test_blocks_are_clumped",
     "teacher.mode": "training/test_modes.py::test_self_teachers_share_exactly_what_they_say",
     "teacher.source": "training/test_model_keys.py::test_the_source_is_the_teacher",
+    "teacher.meet": "teachers/test_meeting.py::test_targets_lie_where_the_students_patches_lie",
     "teacher.arch": "training/test_model_keys.py::test_a_cotrained_teacher_has_its_own_shape",
     "teacher.depth": "training/test_model_keys.py::test_a_cotrained_teacher_has_its_own_shape",
     "teacher.tokens": "training/test_model_keys.py::test_a_cotrained_teacher_supervises_its_own_tokens",

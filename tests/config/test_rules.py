@@ -58,7 +58,7 @@ REFUSED = [
     (SMALL, ["teacher.momentum.start=0.9", "teacher.momentum.end=0.5"], "teacher.momentum.start: 0.9 is above"),
     (DISTIL, ["teacher.source=runs/x"], "write run:runs/x for a run's folder"),
     (DISTIL, ["teacher.source=rum:x"], "unknown kind 'rum' in 'rum:x'. Did you mean 'run'?"),
-    (DISTIL, ["teacher.source='run:'"], "names no run after the colon"),
+    (DISTIL, ["teacher.source='run:'"], "names nothing after the colon; write run:PATH"),
     (COTRAINED, ["teacher.arch=Q/8"], "teacher.arch: Unknown size 'Q'"),
     # students
     (SMALL, ["students=[{name: a}, {name: b}]"], "students: 2 (a, b), but with teacher.mode ema_head"),

@@ -102,7 +102,7 @@ def test_a_teacher_that_does_not_fit_is_refused(teacher_run):
     source = {**SMALL, "teacher.source": f"run:{folder}"}
     with pytest.raises(UserError, match=r"have 64; set heads\.prototypes=64"):
         counts_of("distill/scenes_tiny_student", {**source, "heads.prototypes": 128})
-    with pytest.raises(UserError, match="only student, not 'other'"):
+    with pytest.raises(UserError, match="Unknown student 'other'"):
         counts_of("distill/scenes_tiny_student", {**source, "teacher.source": f"run:{folder}#other"})
     with pytest.raises(UserError, match="No run or checkpoint at"):
         counts_of("distill/scenes_tiny_student", {**source, "teacher.source": "run:nowhere"})

@@ -78,7 +78,7 @@ def test_a_run_without_heads_is_refused_for_prototypes_and_serves_features(train
 
 
 def test_bad_sources_and_other_heads_are_one_line(train, tmp_path):
-    with pytest.raises(UserError, match=r"Unknown teacher source 'rnu'. Did you mean 'run'"):
+    with pytest.raises(UserError, match=r"Unknown kind of source 'rnu'. Did you mean 'run'"):
         open_teacher("rnu:x")
     with pytest.raises(UserError, match=r"No run or checkpoint at"):
         open_teacher(f"run:{tmp_path / 'nowhere'}")
