@@ -1,4 +1,4 @@
-"""How a student starts: from scratch, from its teacher, from some of its teacher's layers, or from a saved model."""
+"""How a student starts: from scratch, from its teacher or a part of it (layers, selection), or from a saved model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from distill.models.pair import ImageTextModel
 from distill.models.sources import load
 from distill.models.text import TextTower
 from distill.models.vision import VisionTower
+from students.selection import evenly_spaced, select_image, select_text
 
 _SHOWN = 3
 
@@ -24,7 +25,8 @@ def initialise(
     """Fills `model` as `student.init` (image tower) and `cfg.text.init` (text tower) say, in place.
 
     `scratch` leaves a tower as built. `teacher` copies the teacher's tower, of the same shape. `layers` (image only)
-    copies a teacher of the same width and patch with only the chosen blocks. Anything else is the path of a run or
+    copies a teacher of the same width and patch with only the chosen blocks. `selection` takes evenly spaced blocks,
+    heads and channels of a larger teacher (see `students.selection`). Anything else is the path of a run or
     checkpoint. The contrastive temperature always starts from the recipe. `UserError` when something does not fit.
     """
     _initialise_vision(model.image, student, teacher)
@@ -36,20 +38,18 @@ def apply_freeze(model: ImageTextModel, freeze: Iterable[str], freeze_text: bool
     model.freeze({*freeze, *(["text"] if freeze_text else [])})
 
 
-def evenly_spaced(teacher_depth: int, depth: int) -> list[int]:
-    """`depth` block indices spread over the teacher's, first and last included: (12, 4) gives [0, 4, 7, 11]."""
-    if depth == 1:
-        return [teacher_depth - 1]
-    return [round(i * (teacher_depth - 1) / (depth - 1)) for i in range(depth)]
-
-
 def _initialise_vision(tower: VisionTower, student: StudentConfig, teacher: ImageTextModel | None) -> None:
     if student.init == "scratch":
         return
     if student.init == "layers":
         source = _need_teacher("students.init", "layers", teacher).image
-        weights = _pick_layers(tower, source, student)
+        weights = _pick_layers(source, _layers(tower, source, student))
         _copy(tower, weights, "students.init: layers", "Choose an arch of the teacher's width, patch and CLS count.")
+    elif student.init == "selection":
+        source = _need_teacher("students.init", "selection", teacher).image
+        weights = select_image(source, tower, _layers(tower, source, student))
+        fix = "Choose the teacher's patch, CLS count and vision.position_grid."
+        _copy(tower, weights, "students.init: selection", fix)
     elif student.init == "teacher":
         source = _need_teacher("students.init", "teacher", teacher).image
         fix = "For a shallower student of the same width use init: layers."
@@ -63,11 +63,15 @@ def _initialise_vision(tower: VisionTower, student: StudentConfig, teacher: Imag
 def _initialise_text(model: ImageTextModel, init: str, teacher: ImageTextModel | None) -> None:
     if init == "scratch":
         return
-    source = _need_teacher("text.init", init, teacher) if init == "teacher" else load(init)
+    from_teacher = init in ("teacher", "selection")
+    source = _need_teacher("text.init", init, teacher) if from_teacher else load(init)
     if source.tokenizer.state() != model.tokenizer.state():
         raise UserError(
             f"text.init: {init} has another tokenizer, so its embeddings mean other words: use its tokenizer."
         )
+    if init == "selection":
+        _copy(model.text, select_text(source.text, model.text), "text.init: selection", "Choose a smaller arch.")
+        return
     fix = f"That text tower has width {source.text.width} and {source.text.layers} layers: use its shape, or scratch."
     _copy(model.text, source.text.state_dict(), f"text.init: {init}", fix)
 
@@ -80,11 +84,12 @@ def _need_teacher(key: str, value: str, teacher: ImageTextModel | None) -> Image
     return teacher
 
 
-def _pick_layers(tower: VisionTower, teacher: VisionTower, student: StudentConfig) -> dict[str, Tensor]:
-    """The teacher's weights under the student's names: the chosen blocks renumbered, all else as it is."""
+def _layers(tower: VisionTower, teacher: VisionTower, student: StudentConfig) -> list[int]:
+    """Which blocks of the teacher become the student's: as listed, or evenly spaced ones."""
+    key = f"students.init: {student.init}"
     if tower.depth > teacher.depth and not student.layers:
         raise UserError(
-            f"students.init: layers: the student has {tower.depth} blocks, the teacher {teacher.depth}: "
+            f"{key}: the student has {tower.depth} blocks, the teacher {teacher.depth}: "
             f"set depth to {teacher.depth} or less."
         )
     layers = student.layers or evenly_spaced(teacher.depth, tower.depth)
@@ -95,6 +100,11 @@ def _pick_layers(tower: VisionTower, teacher: VisionTower, student: StudentConfi
     for index in layers:
         if not 0 <= index < teacher.depth:
             raise UserError(f"students.layers: no block {index}; the teacher has 0 to {teacher.depth - 1}.")
+    return layers
+
+
+def _pick_layers(teacher: VisionTower, layers: list[int]) -> dict[str, Tensor]:
+    """The teacher's weights under the student's names: the chosen blocks renumbered, all else as it is."""
     source = teacher.state_dict()
     picked = {key: value for key, value in source.items() if not key.startswith("trunk.blocks.")}
     for target, index in enumerate(layers):

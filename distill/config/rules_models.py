@@ -14,6 +14,8 @@ from students import parse_arch
 
 AVERAGING = ("ema", "ema_head", "cotrained")  # teacher modes that average heads or more
 OTHER_MODELS = ("frozen", "cotrained")  # teacher modes in which the teacher is not the student itself
+OF_THE_TEACHER = ("teacher", "layers", "selection")  # ways for a student to start from its teacher
+OF_ITS_BLOCKS = ("layers", "selection")  # those that may list the blocks
 
 
 def archs(config: Config) -> Iterator[Finding]:
@@ -104,8 +106,8 @@ def student_starts(config: Config) -> Iterator[Finding]:
     mode = config.teacher.mode
     for i, student in enumerate(config.students):
         key = f"students.{i}.init"
-        yield from _start(key, student.init, ("scratch", "teacher", "layers"))
-        if student.init in ("teacher", "layers") and mode not in OTHER_MODELS:
+        yield from _start(key, student.init, ("scratch", *OF_THE_TEACHER))
+        if student.init in OF_THE_TEACHER and mode not in OTHER_MODELS:
             text = f"{key}: {student.init}, but teacher.mode is {mode}, so there is no other model to copy"
             yield Finding((key, "teacher.mode"), f"{text}; use scratch, a checkpoint, or teacher.mode=frozen")
         yield from _layers(config, i)
@@ -125,10 +127,10 @@ def student_starts(config: Config) -> Iterator[Finding]:
 def _layers(config: Config, i: int) -> Iterator[Finding]:
     student = config.students[i]
     key, keys = f"students.{i}.layers", (f"students.{i}.layers", f"students.{i}.init", f"students.{i}.arch")
-    if student.layers and student.init != "layers":
+    if student.layers and student.init not in OF_ITS_BLOCKS:
         fix = f"set students.{i}.init=layers or students.{i}.layers=[]"
-        yield Finding(keys, f"{key}: only used with init layers (it is {student.init}); {fix}")
-    if student.init != "layers":
+        yield Finding(keys, f"{key}: only used with init layers or selection (it is {student.init}); {fix}")
+    if student.init not in OF_ITS_BLOCKS:
         return
     try:
         arch = parse_arch(student.arch)
@@ -153,9 +155,16 @@ def _layers(config: Config, i: int) -> Iterator[Finding]:
         if max(student.layers, default=0) > last:
             text = f"{key}: block {max(student.layers)} does not exist; the teacher's are 0 to {last}"
             yield Finding((*keys, "teacher.arch", "teacher.depth"), text)
-        if other.width != arch.width:
+        if student.init == "layers" and other.width != arch.width:
             text = f"students.{i}.init: layers of {teacher.arch} (width {other.width}) do not fit {student.arch}"
             yield Finding((f"students.{i}.init", "teacher.arch"), f"{text} (width {arch.width})")
+        if student.init == "selection" and (arch.width > other.width or arch.ffn != other.ffn):
+            text = f"students.{i}.init: selection: {student.arch} (width {arch.width}, {arch.ffn}) is no part of"
+            fix = "choose a smaller arch with the same feed-forward layers"
+            yield Finding(
+                (f"students.{i}.init", "teacher.arch"),
+                f"{text} {teacher.arch} (width {other.width}, {other.ffn}); {fix}",
+            )
 
 
 def _start(key: str, value: str, words: tuple[str, ...]) -> Iterator[Finding]:
@@ -168,9 +177,9 @@ def _start(key: str, value: str, words: tuple[str, ...]) -> Iterator[Finding]:
 
 def text_tower(config: Config) -> Iterator[Finding]:
     text, mode = config.text, config.teacher.mode
-    yield from _start("text.init", text.init, ("scratch", "teacher"))
-    if text.init == "teacher" and mode not in OTHER_MODELS:
-        said = f"text.init: teacher, but teacher.mode is {mode}, so there is no other model to copy"
+    yield from _start("text.init", text.init, ("scratch", "teacher", "selection"))
+    if text.init in ("teacher", "selection") and mode not in OTHER_MODELS:
+        said = f"text.init: {text.init}, but teacher.mode is {mode}, so there is no other model to copy"
         yield Finding(("text.init", "teacher.mode"), f"{said}; use scratch, a checkpoint, or teacher.mode=frozen")
     frozen = [("text.freeze", config.text.freeze)]
     frozen += [(f"students.{i}.freeze", "text" in s.freeze) for i, s in enumerate(config.students)]

@@ -97,8 +97,12 @@ class StudentConfig:
     name: str = opt("student", "used in logs, checkpoints and results")
     arch: str = opt("B/14", "SIZE/PATCH, size one of tiny, S, B, L, So400m, g and patch 8, 14 or 16")
     depth: int | None = opt(None, "number of blocks (null: the size's own)", low=1)
-    init: str = opt("scratch", "vision weights: scratch | teacher | layers | a source, as run:PATH or tips:VISION.npz")
-    layers: list[int] = opt([], "with init: layers, which teacher blocks to copy, in order (none: evenly spaced ones)")
+    init: str = opt(
+        "scratch", "vision weights: scratch | teacher | layers | selection | a source, as run:PATH or tips:VISION.npz"
+    )
+    layers: list[int] = opt(
+        [], "with init: layers or selection, which teacher blocks, in order (none: evenly spaced ones)"
+    )
     freeze: list[str] = opt([], "towers that are not trained", choices=("vision", "text"))
 
 
@@ -143,7 +147,8 @@ class VisionConfig:
 @dataclass
 class TextConfig:
     init: str = opt(
-        "scratch", "text weights: scratch | teacher | a source, as run:PATH or tips:VISION.npz+TEXT.npz+TOKENIZER.model"
+        "scratch",
+        "text weights: scratch | teacher | selection | a source, as run:PATH or tips:VISION.npz+TEXT.npz+TOKENIZER.model",
     )
     freeze: bool = opt(False, "do not train any student's text tower")
     layers: int | None = opt(None, "number of layers (null: the size's own)", low=1)

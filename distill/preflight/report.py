@@ -110,7 +110,7 @@ def _missing_files(config: Config) -> list[str]:
     named |= {"text.init": config.text.init, "train.stage_from": config.train.stage_from or "scratch"}
     problems = []
     for key, value in named.items():
-        if value in ("scratch", "teacher", "layers", MISSING):
+        if value in ("scratch", "teacher", "layers", "selection", MISSING):
             continue
         try:
             describe(value)

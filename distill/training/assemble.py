@@ -87,7 +87,7 @@ def check_teacher(cfg: Config, opened: OpenedTeacher | None) -> None:
 
 def choose_tokenizer(cfg: Config, opened: OpenedTeacher | None, captions: Iterable[str]) -> Tokenizer:
     """The frozen teacher's own tokenizer where its text tower is taken over, else what the recipe names."""
-    if opened is not None and cfg.text.init == "teacher":
+    if opened is not None and cfg.text.init in ("teacher", "selection"):
         return opened.model.tokenizer
     return build_tokenizer(cfg.text, captions)
 

@@ -10,7 +10,7 @@ from distill.config.schema import StudentConfig
 from distill.errors import UserError
 from distill.models.loading import save_model
 from distill.models.tokenizers.words import WordsTokenizer
-from students.initialisation import evenly_spaced
+from students.selection import evenly_spaced
 
 
 def _snapshot(module):
