@@ -62,8 +62,8 @@ def teacher_heads(source: str) -> tuple[HeadsConfig, int | None] | None:
         return None
     _, checkpoint, _ = read(where)
     learners = learners_of(checkpoint)
-    learner = learners.get(learner_name(source, learners), {})
-    if checkpoint.get("teacher") is None or learner.get("heads", {}) is None:
+    learner = learners.get(learner_name(source, learners))
+    if checkpoint.get("teacher") is None or learner is None or learner.get("heads", {}) is None:
         return None
     return HeadsConfig(**checkpoint["heads_config"]), checkpoint["teacher"]["feature_width"]
 

@@ -104,6 +104,12 @@ class StudentConfig:
         [], "with init: layers or selection, which teacher blocks, in order (none: evenly spaced ones)"
     )
     freeze: list[str] = opt([], "towers that are not trained", choices=("vision", "text"))
+    ema: float | None = opt(
+        None,
+        "momentum of a spare average of the student, used as run:PATH#NAME.ema and evaluated live (null: none)",
+        low=0,
+        below=1,
+    )
 
 
 @dataclass

@@ -16,14 +16,15 @@ from distill.errors import UserError, unknown
 from distill.models.pair import ImageTextModel
 
 FORMAT = "everypatch-model"
+SPARE = ".ema"  # after a student's name: its spare average
 _STEP = re.compile(r"step_(\d+)\.pt")
 
 
 def load_model(path: str | Path) -> ImageTextModel:
     """The model at `PATH` or `run:PATH`, a checkpoint file or run folder, on CPU and in evaluation mode.
 
-    `PATH#NAME` picks one of several students; without a name it is the first. Raises `UserError` when there is no such
-    file, student or checkpoint, or the file is damaged or of another kind.
+    `PATH#NAME` picks one of several students, `PATH#NAME.ema` its spare average; without a name it is the first. Raises
+    `UserError` when there is no such file, student or checkpoint, or the file is damaged or of another kind.
     """
     location, _, name = str(path).removeprefix("run:").partition("#")
     file = find_checkpoint(location)
@@ -90,6 +91,12 @@ def entry_of(content: dict[str, Any], name: str | None, origin: str) -> dict[str
     if not isinstance(students, dict) or not students:
         keys = ", ".join(list(map(str, content))[:5])
         raise UserError(f"{origin} is not a checkpoint of ours: it holds {keys or 'nothing'}, and no students.")
-    if name and name not in students:
-        raise unknown("student", name, students, fix=f"They are the students in {origin}.")
-    return students[name or next(iter(students))]
+    plain = (name or next(iter(students))).removesuffix(SPARE)
+    if plain not in students:
+        raise unknown("student", plain, students, fix=f"They are the students in {origin}.")
+    entry = students[plain]
+    if not name or name == plain:
+        return entry
+    if entry.get("ema") is None:
+        raise UserError(f"{origin} has no average of '{plain}', as its students.*.ema was null: leave out '{SPARE}'.")
+    return {**entry, "weights": entry["ema"]}

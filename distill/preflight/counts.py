@@ -83,6 +83,7 @@ def count_models(config: Config) -> Counts:
         learners.append(learner)
         models.append(_describe(student.name, role, learner))
     averaged = _averaged(config, learners)
+    averaged += sum(count(learner.model) for s, learner in zip(config.students, learners) if s.ema is not None)
     untrained = sum(count(learner, False) for learner in learners)
     line = meeting = None
     if opened is not None:

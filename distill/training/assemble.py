@@ -17,6 +17,7 @@ from distill.models.tokenizers import Tokenizer, build_tokenizer
 from distill.training.distiller import Distiller
 from distill.training.learner import Learner, freeze_unused
 from distill.training.optim import build_optimizer
+from distill.training.spare import Spare
 from teachers.base import NoTargets, Teacher
 from teachers.cotrained import CotrainedTeacher
 from teachers.ema import EmaTeacher
@@ -35,6 +36,7 @@ class Assembly:
     teacher: Teacher
     tokenizer: Tokenizer
     optimizers: dict[str, Optimizer]  # "students", and "teacher" when it is co-trained
+    spares: dict[str, Spare]  # averages of students, by the student's name
     opened: OpenedTeacher | None  # the frozen teacher's source
     feature_width: int | None  # width of regressed features; None for prototype targets
     unused: list[str]  # parameters without gradient because no loss reaches them
@@ -63,7 +65,9 @@ def assemble(cfg: Config, captions: Iterable[str]) -> Assembly:
         students.apply_freeze(learners[student.name].model, student.freeze, cfg.text.freeze)
     distiller = Distiller(learners, teacher)
     unused = [f"{name}.{p}" for name, learner in distiller.learners().items() for p in freeze_unused(learner)]
-    return Assembly(distiller, teacher, tokenizer, _optimizers(cfg, learners, teacher), opened, width, unused)
+    spares = {s.name: Spare(learners[s.name].model, s.ema) for s in cfg.students if s.ema is not None}
+    optimizers = _optimizers(cfg, learners, teacher)
+    return Assembly(distiller, teacher, tokenizer, optimizers, spares, opened, width, unused)
 
 
 def check_teacher(cfg: Config, opened: OpenedTeacher | None) -> None:

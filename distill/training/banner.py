@@ -49,9 +49,10 @@ def banner(
     for student in cfg.students:
         learner = assembly.distiller.student(student.name)
         frozen = f", frozen: {' '.join(student.freeze)}" if student.freeze else ""
+        spare = "" if student.ema is None else f", averaged by {student.ema:g} as {student.name}.ema"
         add(
             "student",
-            f"{student.name}: {student.arch}, vision {student.init}, text {cfg.text.init}{frozen}, "
+            f"{student.name}: {student.arch}, vision {student.init}, text {cfg.text.init}{frozen}{spare}, "
             f"{count(learner) / 1e6:.2f} M parameters",
         )
     add("objective", objective_line(cfg))

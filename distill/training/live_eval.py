@@ -35,8 +35,9 @@ def live_evaluation(state: TrainState, folder: Path) -> dict[str, float]:
 
 
 def models_of(state: TrainState) -> dict[str, ImageTextModel]:
-    """Students by name, and `teacher` where its trunk is not a student's."""
+    """Students and their spare averages (`NAME.ema`) by name, and `teacher` where its trunk is not a student's."""
     found = {name: state.distiller.student(name).model for name in state.distiller.students}
+    found |= {f"{name}.ema": spare.model for name, spare in state.spares.items()}
     teacher = state.teacher
     if isinstance(teacher, FrozenTeacher):
         found["teacher"] = teacher.model

@@ -25,6 +25,7 @@ from distill.training.metrics import MetricLog
 from distill.training.optim import set_learning_rate
 from distill.training.progress import TrainingProgress
 from distill.training.schedules import learning_rate, momentum, ramp
+from distill.training.spare import Spare
 from distill.views.batch import Batch
 from teachers.base import Teacher
 
@@ -45,6 +46,7 @@ class TrainState:
     optimizers: dict[str, Any]
     guard: Guard
     failures: Failures
+    spares: dict[str, Spare] = field(default_factory=dict)
     step: int = 0
     cut: int = 0  # captions that were longer than the context
     seconds: float = 0.0  # training time over all sittings
@@ -163,6 +165,8 @@ def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, d
     state.teacher.follow(momentum(state.step, cfg.train.steps, cfg.teacher.momentum))
     state.teacher.tick(cfg.objective.center_momentum)
     state.distiller.clamp_temperature(cfg.objective.contrastive.min_temperature)
+    for spare in state.spares.values():
+        spare.follow()
     state.step += 1
     averaged = {name: means.sums[name] / means.counts[name].clamp_min(1) for name in means.sums if name != "loss"}
     averaged = {n: torch.where(means.counts[n] > 0, v, torch.nan) for n, v in averaged.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from distill.config.schema import HeadsConfig
 from distill.training.distiller import Distiller
+from distill.training.spare import Spare
 from teachers.average import shared_tensors
 from teachers.base import Teacher
 
@@ -34,8 +36,9 @@ def count(module: nn.Module | None, trained: bool | None = None) -> int:
     return sum(p.numel() for p in module.parameters() if trained is None or p.requires_grad == trained)
 
 
-def receipts(distiller: Distiller, teacher: Teacher) -> Receipts:
+def receipts(distiller: Distiller, teacher: Teacher, spares: Mapping[str, Spare] | None = None) -> Receipts:
     """Counts a built run and checks that teacher and student share exactly what the mode says."""
+    spares = spares or {}
     averaged = (
         sum(count(m) for m in teacher.modules().values()) if teacher.mode in ("ema", "ema_head", "cotrained") else 0
     )
@@ -46,9 +49,11 @@ def receipts(distiller: Distiller, teacher: Teacher) -> Receipts:
             "text": count(learner.model.text),
             "heads": count(learner.heads),
             "trained": count(learner, True),
+            "spare": count(spares[name].model) if name in spares else 0,
         }
         for name, learner in distiller.learners().items()
     }
+    averaged += sum(p["spare"] for p in parts.values())
     trained = sum(p["trained"] for p in parts.values())
     frozen = outside + sum(count(learner, False) for learner in distiller.learners().values())
     return Receipts(trained, averaged, frozen, parts, _shared(distiller, teacher))

@@ -83,7 +83,7 @@ def run(
     fabric = _fabric(cfg)
     source = open_source(cfg.data)
     assembly = assemble(cfg, caption_texts(source, cfg.captions.cls1 + cfg.captions.cls2, TOKENIZER_CAPTIONS))
-    counts = receipts(assembly.distiller, assembly.teacher)
+    counts = receipts(assembly.distiller, assembly.teacher, assembly.spares)
     if fabric.is_global_zero:
         console.print(banner(resolved, assembly, counts, source, folder, fabric))
     if dry_run:
@@ -209,6 +209,7 @@ def _state(cfg: Config, fabric: Fabric, assembly: Assembly, failures: Failures) 
         optimizers=dict(zip(assembly.optimizers, optimizers)),
         guard=Guard(cfg.guard),
         failures=failures,
+        spares={name: spare.to(fabric.device) for name, spare in assembly.spares.items()},
     )
 
 

@@ -16,6 +16,7 @@ from distill.training.assemble import Assembly
 from distill.training.fingerprint import fingerprint, refuse_other_objective
 from distill.training.learner import Learner
 from distill.training.loop import TrainState
+from distill.training.spare import Spare
 
 
 def save(state: TrainState, assembly: Assembly, folder: Path) -> None:
@@ -35,6 +36,8 @@ def restore(state: TrainState, assembly: Assembly, folder: Path) -> None:
     refuse_other_objective(saved["fingerprint"], _fingerprint(state, assembly), str(found[-1]))
     for name in state.distiller.students:
         _load_learner(state.distiller.student(name), saved["students"][name])
+    for name, spare in state.spares.items():
+        spare.restart(saved["students"][name]["ema"])
     if state.distiller.teacher_learner is not None:
         _load_learner(state.distiller.teacher_learner, saved["teacher_learner"])
     state.teacher.load(saved["teacher"]["state"])
@@ -51,7 +54,7 @@ def restore(state: TrainState, assembly: Assembly, folder: Path) -> None:
 
 
 def start_stage(assembly: Assembly, source: str) -> None:
-    """Second stage: weights, heads and centres of another run, by student name; a fresh optimiser and step 0."""
+    """Second stage: weights, heads, averages and centres of another run, by student name; fresh optimisers, step 0."""
     from distill.models.loading import find_checkpoint
 
     file = find_checkpoint(source)
@@ -67,6 +70,8 @@ def start_stage(assembly: Assembly, source: str) -> None:
         except RuntimeError as error:
             reason = str(error).splitlines()[1].strip()
             raise UserError(f"train.stage_from={source}: student '{name}' has other shapes: {reason}") from error
+    for name, spare in assembly.spares.items():
+        spare.restart(saved["students"][name].get("ema"))
     if saved["teacher"]["mode"] == assembly.teacher.mode:
         if assembly.distiller.teacher_learner is not None:
             _load_learner(assembly.distiller.teacher_learner, saved["teacher_learner"])
@@ -84,7 +89,10 @@ def _content(state: TrainState, assembly: Assembly, rng: list[dict[str, Any]]) -
         "config": asdict(state.cfg),
         "fingerprint": _fingerprint(state, assembly),
         "heads_config": asdict(state.cfg.heads),
-        "students": {name: _learner_state(learner) for name, learner in state.distiller.students.items()},
+        "students": {
+            name: _learner_state(learner) | {"ema": _spare_state(state.spares.get(name))}
+            for name, learner in state.distiller.students.items()
+        },
         "teacher_learner": None if teacher_learner is None else _learner_state(teacher_learner),
         "teacher": {
             "mode": state.teacher.mode,
@@ -116,6 +124,10 @@ def _learner_state(learner: Any) -> dict[str, Any]:
         "heads": None if learner.heads is None else learner.heads.state_dict(),
         "logit_bias": None if bias is None else bias.detach(),
     }
+
+
+def _spare_state(spare: Spare | None) -> dict[str, Any] | None:
+    return None if spare is None else spare.model.state_dict()
 
 
 def _load_learner(learner: Learner, saved: dict[str, Any]) -> None:

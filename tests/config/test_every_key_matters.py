@@ -52,6 +52,7 @@ SHOWN_BY = {
     "students.*.depth": "students/test_build.py::test_every_recipe_key_reaches_the_model",
     "students.*.init": "students/test_initialisation.py::test_teacher_copies_the_vision_tower_alone",
     "students.*.layers": "students/test_initialisation.py::test_layers_takes_the_chosen_blocks_and_all_else",
+    "students.*.ema": "training/test_spare.py::test_the_average_is_that_of_the_weights_after_each_step",
     "students.*.freeze": "training/test_model_keys.py::test_frozen_towers_are_not_optimised",
     "vision": "students/test_build.py::test_every_recipe_key_reaches_the_model",
     "vision.kernels": "students/test_build.py::test_kernels_of_the_blocks_start_as_asked",

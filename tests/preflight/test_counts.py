@@ -55,6 +55,7 @@ CHANGES = [
     {"mask.ratio": 0},
     {"objective.patch.weight": 0, "objective.cls.weight": 0, "views.locals": 0},
     {"captions.cls2": []},
+    {"students.0.ema": 0.9},
 ]
 
 
@@ -65,7 +66,7 @@ def test_receipts_are_those_of_the_run(changes):
     counted = count_models(config)
     built = assemble(config, [" ".join(f"w{i}" for i in range(counted.vocabulary - 2))])
     assert built.tokenizer.vocabulary == counted.vocabulary
-    truth = receipts(built.distiller, built.teacher)
+    truth = receipts(built.distiller, built.teacher, built.spares)
     assert (counted.trained, counted.averaged, counted.frozen) == (truth.trained, truth.averaged, truth.frozen)
 
 

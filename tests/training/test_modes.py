@@ -139,6 +139,24 @@ def test_a_frozen_teacher_stays_out_and_serves_several_students_with_one_pass(bu
     )
 
 
+def test_students_of_several_sizes_learn_from_one_pass_of_the_teacher(build, small_run):
+    """A wide and a narrow one, as L and B: every pass through the teacher's trunk is seen, and every loss falls."""
+    source = small_run("teacher", **{"train.steps": 1}).folder
+    sizes = [{"name": "l", "arch": "S/8", "depth": 2}, {"name": "b", "arch": "tiny/8", "depth": 1}]
+    keys = {"teacher.mode": "frozen", "teacher.source": f"run:{source}", "students": sizes, "mask.ratio": 0.0}
+    _, assembly, batch = build(**keys)
+    seen = []
+    assembly.teacher.model.image.register_forward_hook(lambda _, images, __: seen.append(len(images[0])))
+    start = {name: snapshot(assembly.distiller.student(name)) for name in ("l", "b")}
+    parts = [step(assembly, batch, rate=3e-4) for _ in range(5)]
+    assert seen == [len(batch)] * 5  # one pass a step, not one a student
+    assert [assembly.distiller.student(name).model.image.width for name in ("l", "b")] == [384, 128]
+    for name in ("l", "b"):
+        assert moved(start[name], assembly.distiller.student(name))
+        assert parts[-1][f"{name}/patch"] < parts[0][f"{name}/patch"]
+        assert parts[-1][f"{name}/cls"] < parts[0][f"{name}/cls"]
+
+
 def test_a_frozen_text_tower_from_the_teacher_is_taken_over_and_kept(build, small_run):
     teacher_run = small_run("teacher", **{"train.steps": 1})
     _, assembly, batch = build(

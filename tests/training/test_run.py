@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,32 @@ def test_kill_and_resume_is_bit_identical(tmp_path: Path, small, small_run, work
     assert_identical(whole, result.folder)
     steps = [r["step"] for r in read_metrics(result.folder / "metrics.csv")]
     assert steps == list(range(1, 13))
+
+
+def test_two_students_of_a_cotrained_teacher_resume_bit_identically(tmp_path: Path, small_run):
+    """Both optimisers, both students, the spare average, averaged heads and centres, dropout in every text tower."""
+    changes = {
+        "students": [
+            {"name": "one", "arch": "tiny/8", "depth": 1, "ema": 0.5},
+            {"name": "two", "arch": "tiny/8", "depth": 2, "freeze": ["vision"], "init": "layers", "layers": [1, 0]},
+        ],
+        "teacher.mode": "cotrained",
+        "teacher.arch": "tiny/8",
+        "teacher.depth": 2,
+        "teacher.lr": 2e-3,
+        "text.dropout": 0.1,
+        "train.checkpoint_every": 2,
+        "train.keep": 9,
+    }
+    whole = small_run("whole", **changes).folder
+    shutil.copytree(whole, tmp_path / "killed")
+    checkpoint.path_of(tmp_path / "killed" / "checkpoints", 4).unlink()  # what a kill after step 2 leaves
+    result = small_run("killed", resume=True, **changes)
+    assert_identical(whole, result.folder)
+    names = set(weights(whole))
+    assert any(name.startswith("students.one.ema.") for name in names)
+    assert any(name.startswith("optimizers.teacher.state.") for name in names)
+    assert any(name.startswith("teacher_learner.weights.") for name in names)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path, small_run):
