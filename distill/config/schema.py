@@ -154,7 +154,7 @@ class VisionConfig:
 class TextConfig:
     init: str = opt(
         "scratch",
-        "text weights: scratch | teacher | selection | a source, as run:PATH or tips:VISION.npz+TEXT.npz+TOKENIZER.model",
+        "text weights: scratch | teacher | selection | a source, as run:PATH or tips:VISION.npz+TEXT.npz+TOKENS.model",
     )
     freeze: bool = opt(False, "do not train any student's text tower")
     layers: int | None = opt(None, "number of layers (null: the size's own)", low=1)
