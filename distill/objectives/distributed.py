@@ -56,6 +56,26 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllGather.apply(x)
 
 
+@torch.no_grad()
+def ring_shift(x: Tensor) -> Tensor:
+    """Passes `x` to the next rank and returns the previous rank's, of the same shape; no gradient.
+
+    After as many shifts as there are ranks everyone's is home again.
+    """
+    ranks = world_size()
+    if ranks == 1:
+        return x
+    x = x.contiguous()
+    received = torch.empty_like(x)
+    meetings = [
+        dist.P2POp(dist.isend, x, (rank() + 1) % ranks),
+        dist.P2POp(dist.irecv, received, (rank() - 1) % ranks),
+    ]
+    for work in dist.batch_isend_irecv(meetings):
+        work.wait()
+    return received
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

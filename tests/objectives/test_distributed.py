@@ -1,4 +1,4 @@
-"""Two gloo processes with half the batch each against one process with all of it."""
+"""Two and three gloo processes with their part of the batch each against one process with all of it."""
 
 import importlib.util
 import os
@@ -18,7 +18,7 @@ from distill.objectives.distributed import (
     world_size,
 )
 
-SCRIPT = Path(__file__).with_name("two_ranks.py")
+SCRIPT = Path(__file__).with_name("ranks.py")
 
 
 def test_without_a_process_group_the_collectives_are_the_identity():
@@ -34,31 +34,26 @@ def test_without_a_process_group_the_collectives_are_the_identity():
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory) -> tuple[dict, list[dict]]:
-    """(what one process computes, what each of two computes)."""
+def results(tmp_path_factory) -> tuple[dict, dict[int, list[dict]]]:
+    """(what one process computes, what each of two and of three computes)."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if sys.platform == "linux":
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # no name lookup of this machine
-    outs = [folder / f"{r}.pt" for r in range(2)]
-    commands = [[sys.executable, str(SCRIPT), str(r), "2", str(folder / "store"), str(outs[r])] for r in range(2)]
-    processes = [subprocess.Popen(c, env=environment, stderr=subprocess.PIPE, text=True) for c in commands]
-    try:
-        errors = [p.communicate(timeout=120)[1] for p in processes]
-    finally:
-        for p in processes:
-            p.kill()
-    assert [p.returncode for p in processes] == [0, 0], errors
-    spec = importlib.util.spec_from_file_location("two_ranks", SCRIPT)
+    command = [sys.executable, str(SCRIPT), str(folder), "2", "3"]
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("ranks", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.compute(0, 1), [torch.load(out) for out in outs]
+    return module.compute(0, 1), {n: [torch.load(folder / f"{n}_{r}.pt") for r in range(n)] for n in (2, 3)}
 
 
-def test_two_ranks_give_the_values_and_averaged_gradients_of_one(results):
-    one, two = results
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_several_ranks_give_the_values_and_averaged_gradients_of_one(results, ranks):
+    one, several = results
     assert len(one) > 30
-    for of_rank in two:
+    for of_rank in several[ranks]:
         assert of_rank.keys() == one.keys()
         for name, value in one.items():
             torch.testing.assert_close(of_rank[name], value, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")

@@ -1,8 +1,10 @@
 """Every collective objective on one rank's part of a fixed global batch, with gradients averaged over ranks.
 
-`python two_ranks.py RANK RANKS STORE OUT` joins a gloo group through the file STORE and saves `compute` to OUT.
+`python ranks.py FOLDER RANKS...` does so in gloo groups of RANKS processes and saves what rank r of n computes to
+FOLDER/n_r.pt. The processes are forked: torch is imported once.
 """
 
+import multiprocessing
 import sys
 
 import torch
@@ -11,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.objectives.cls_distillation import cls_distillation_loss
-from distill.objectives.contrastive import contrastive_loss
+from distill.objectives.contrastive import contrastive_loss, contrastive_loss_plain
 from distill.objectives.distributed import all_gather_with_grad, all_reduce_max, all_reduce_mean, all_reduce_sum
 from distill.objectives.patch_distillation import FeatureNorm, feature_patch_loss, prototype_patch_loss
 from distill.objectives.prototypes import Center, PrototypeTargets, prototype_usage, sinkhorn
 
-IMAGES, PATCHES, WIDTH, PROTOTYPES = 4, 6, 5, 7
-# Unequal over images, and over two ranks: 6 and 2 masked patches.
-MASK = torch.tensor([[1, 1, 1, 0, 1, 1], [0, 0, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 0]], dtype=torch.bool)
+IMAGES, PATCHES, WIDTH, PROTOTYPES = 6, 6, 5, 7
+# Masked patches of each image: unequal over images, over two ranks (6 and 3) and over three (6, 2, 1).
+MASK = torch.arange(PATCHES) < torch.tensor([5, 1, 0, 2, 0, 1])[:, None]
 
 
 def compute(rank: int, ranks: int) -> dict[str, Tensor]:
@@ -44,8 +46,16 @@ def compute(rank: int, ranks: int) -> dict[str, Tensor]:
         for i, x in enumerate(inputs):
             out[f"{name}/grad{i}"] = all_reduce_mean(x.grad)
 
-    record("softmax", lambda w, t: contrastive_loss(images[own] @ w, texts[own] @ w, t), 0.3)
-    record("sigmoid", lambda w, t, b: contrastive_loss(images[own] @ w, texts[own] @ w, t, "sigmoid", b), 0.3, -1.0)
+    for name, contrast in (("", contrastive_loss), ("plain ", contrastive_loss_plain)):
+
+        def contrasted(w, t, loss, bias=None, contrast=contrast, **parts):
+            return contrast(images[own] @ w, texts[own] @ w, t, loss, bias, **parts)
+
+        record(f"{name}softmax", lambda w, t, c=contrasted: c(w, t, "softmax"), 0.3)
+        record(f"{name}sigmoid", lambda w, t, b, c=contrasted: c(w, t, "sigmoid", b), 0.3, -1.0)
+    for loss in ("softmax", "sigmoid"):
+        one_by_one = contrastive_loss(images[own] @ weight, texts[own] @ weight, 0.3, loss, rows=1)
+        out[f"{loss} without gradients"] = all_reduce_mean(one_by_one)
     targets = PrototypeTargets(teacher[own], teacher_directions, center, 0.1)
     for tokens in ("masked", "visible", "all"):
         parts = {}
@@ -82,9 +92,20 @@ def compute(rank: int, ranks: int) -> dict[str, Tensor]:
     return out
 
 
-if __name__ == "__main__":
+def work(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
-    rank, ranks = int(sys.argv[1]), int(sys.argv[2])
-    dist.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=ranks)
-    torch.save(compute(rank, ranks), sys.argv[4])
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store_{ranks}", rank=rank, world_size=ranks)
+    torch.save(compute(rank, ranks), f"{folder}/{ranks}_{rank}.pt")
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    fork = multiprocessing.get_context("fork")
+    for ranks in map(int, sys.argv[2:]):
+        group = [fork.Process(target=work, args=(rank, ranks, sys.argv[1])) for rank in range(ranks)]
+        for process in group:
+            process.start()
+        for process in group:
+            process.join()
+        if any(process.exitcode for process in group):
+            sys.exit(1)
