@@ -49,9 +49,18 @@ def batch(config: Config) -> Iterator[Finding]:
             ("train.batch", "train.accumulate", "train.devices"),
             f"{text} {counts}; nearest that do: {', '.join(map(str, near))}",
         )
-    elif config.objective.contrastive.weight > 0 and train.batch // train.accumulate < 2:
-        text = "train.batch: 1 image per micro-batch, but contrast needs at least two to tell apart"
-        yield Finding(("train.batch", "train.accumulate", "objective.contrastive.weight"), text)
+        return
+    contrastive, pairs = config.objective.contrastive, train.batch
+    keys = ("train.batch", "train.accumulate", "objective.contrastive.weight", "objective.contrastive.negatives")
+    if contrastive.negatives == "micro":
+        pairs = train.batch // train.accumulate
+        if contrastive.weight > 0 and train.accumulate > 1 and pairs >= 2:
+            text = f"objective.contrastive.negatives: micro: an image is told apart from {pairs - 1} others"
+            text = f"{text}, not from the {train.batch - 1} of its batch; another train.accumulate is another objective"
+            yield Finding(("objective.contrastive.negatives", "train.accumulate"), text, warning=True)
+    if contrastive.weight > 0 and pairs < 2:
+        where = "in the batch" if pairs == train.batch else "per micro-batch"
+        yield Finding(keys, f"train.batch: 1 image {where}, but contrast needs at least two to tell apart")
 
 
 def optimiser(config: Config) -> Iterator[Finding]:

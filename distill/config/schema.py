@@ -209,6 +209,12 @@ class ClsConfig:
 class ContrastiveConfig:
     weight: float = opt(1.0, "weight of the image-text loss (mean over the CLS tokens)", low=0)
     loss: str = opt("softmax", "softmax as CLIP, sigmoid as SigLIP", choices=("softmax", "sigmoid"))
+    negatives: str = opt(
+        "global",
+        "captions an image is told apart from: global: those of the whole batch, exact under train.accumulate for one "
+        "more forward pass; micro: those of its micro-batch, over all ranks",
+        choices=("global", "micro"),
+    )
     temperature: float = opt(0.07, "initial temperature (learned)", above=0)
     min_temperature: float = opt(0.001, "the learned temperature never falls below this", above=0)
 

@@ -44,13 +44,13 @@ class ImageTextModel(nn.Module):
             )
         self.image, self.text, self.tokenizer = image, text, tokenizer
         self.image_size = image_size or image.position_grid * image.patch
-        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+        self.log_temperature = nn.Parameter(torch.tensor([math.log(temperature)]))  # [1]: scalars cannot be sharded
         self.frozen: tuple[str, ...] = ()
 
     @property
     def temperature(self) -> Tensor:
         """Scalar: contrastive logits are cosines divided by it. Differentiable."""
-        return self.log_temperature.exp()
+        return self.log_temperature.squeeze().exp()
 
     @property
     def device(self) -> torch.device:
@@ -102,6 +102,13 @@ class ImageTextModel(nn.Module):
         for name in self.frozen:
             self.tower(name).eval()
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Also takes the temperature as a scalar, as it once was."""
+        name = f"{prefix}log_temperature"
+        if name in state_dict and state_dict[name].ndim == 0:
+            state_dict[name] = state_dict[name][None]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def spec(self) -> dict[str, Any]:
         """Everything but the weights, JSON-able: `from_spec(model.spec())` has the same weight names and shapes."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distill.models.vision import ImageOutput
 from distill.training.learner import Learner, Losses, Pixels
+from distill.training.negatives import Features, Slopes
 from distill.views.batch import Batch
 from teachers.base import Teacher
 from teachers.cotrained import CotrainedTeacher
@@ -64,13 +65,29 @@ class Distiller(nn.Module):
         for learner in self.learners().values():
             learner.model.log_temperature.clamp_(min=math.log(lowest))
 
-    def forward(self, batch: Batch, patch_temperature: float) -> StepOutput:
+    def features(self, batch: Batch) -> dict[str, Features | None]:
+        """What the contrast of each learner sees of a micro-batch: the passes that `forward` begins with, in its order.
+
+        The loss over several micro-batches is made of these (see `distill.training.negatives`).
+        """
+        return self._features(batch, self._cleans(batch.images()))
+
+    def _cleans(self, images: Tensor) -> dict[str, ImageOutput]:
+        return {name: learner.clean(images) for name, learner in self.learners().items()}
+
+    def _features(self, batch: Batch, cleans: dict[str, ImageOutput]) -> dict[str, Features | None]:
+        return {name: learner.features(batch, cleans[name]) for name, learner in self.learners().items()}
+
+    def forward(self, batch: Batch, patch_temperature: float, slopes: dict[str, Slopes] | None = None) -> StepOutput:
+        """`slopes`: of the contrast, by learner, when it is taken over several micro-batches."""
         pixels = Pixels.of(batch)
-        cleans = {name: learner.clean(pixels) for name, learner in self.learners().items()}
+        cleans = self._cleans(pixels.images)
+        features = self._features(batch, cleans)
         shared = cleans["teacher"] if self.teacher_learner is not None else next(iter(cleans.values()))
         targets = self.teacher.targets(pixels.images, shared, patch_temperature)
         losses: dict[str, Losses] = {
-            name: learner.losses(batch, pixels, cleans[name], targets) for name, learner in self.learners().items()
+            name: learner.losses(pixels, cleans[name], features[name], targets, slopes[name] if slopes else None)
+            for name, learner in self.learners().items()
         }
         parts = {f"{name}/{term}": value for name, loss in losses.items() for term, value in loss.parts.items()}
         total = torch.stack([loss.total for loss in losses.values()]).sum()

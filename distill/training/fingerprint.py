@@ -23,6 +23,10 @@ def fingerprint(cfg: Config, teacher_hash: str | None) -> dict[str, Any]:
         tree = [dataclasses.asdict(v) for v in value] if isinstance(value, list) else dataclasses.asdict(value)
         flat |= _flatten(section, tree)
     flat.pop("teacher.source")  # a moved teacher is the same teacher: its hash counts
+    if cfg.train.accumulate == 1:  # one micro-batch is the whole batch
+        flat["objective.contrastive.negatives"] = "global"
+    elif flat["objective.contrastive.negatives"] == "micro":
+        flat["objective.contrastive.negatives"] = f"micro, batch / {cfg.train.accumulate}"
     return flat
 
 

@@ -16,8 +16,8 @@ from distill.models.joint_heads import Heads
 from distill.models.pair import ImageTextModel
 from distill.models.vision import ImageOutput
 from distill.objectives.cls_distillation import cls_distillation_loss
-from distill.objectives.contrastive import contrastive_loss
 from distill.objectives.patch_distillation import PatchLoss, feature_patch_loss, prototype_patch_loss
+from distill.training.negatives import Features, Slopes
 from distill.views.batch import Batch
 from teachers.targets import FeatureTargets, PatchTargets, Targets
 
@@ -63,20 +63,40 @@ class Learner(nn.Module):
         self.objective = objective
         self.tokens = tokens
         self.corrupts = corrupts
-        # SigLIP's bias on the logits; its published initial value.
-        self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if objective.contrastive.loss == "sigmoid" else None
+        # SigLIP's bias on the logits [1]; its published initial value.
+        self.logit_bias = nn.Parameter(torch.tensor([-10.0])) if objective.contrastive.loss == "sigmoid" else None
 
-    def clean(self, pixels: Pixels) -> ImageOutput:
+    def clean(self, images: Tensor) -> ImageOutput:
         """The unmasked global view, cls `[B, C, D]`, patches `[B, N, D]`: for the contrast and, shared, for targets."""
-        return self.model.image(pixels.images)
+        return self.model.image(images)
 
-    def losses(self, batch: Batch, pixels: Pixels, clean: ImageOutput, targets: Targets) -> Losses:
-        """L = w_c L_contrastive + alpha L_cls + beta L_patch (TIPSv2 appendix A.9)."""
+    def features(self, batch: Batch, clean: ImageOutput) -> Features | None:
+        """What the contrast sees, None when it is off; a slot is padded to its own longest caption only."""
+        if self.objective.contrastive.weight == 0:
+            return None
+        slots = zip(batch.tokens.unbind(1), batch.valid.unbind(1))  # C times [b, L]
+        text = torch.stack([self.model.text(tokens, valid) for tokens, valid in slots], dim=1)  # [b, C, D]
+        bias = None if self.logit_bias is None else self.logit_bias.squeeze()
+        return Features(clean.cls, text, self.model.temperature, bias)
+
+    def losses(
+        self,
+        pixels: Pixels,
+        clean: ImageOutput,
+        features: Features | None,
+        targets: Targets,
+        slopes: Slopes | None = None,
+    ) -> Losses:
+        """L = w_c L_contrastive + alpha L_cls + beta L_patch (TIPSv2 appendix A.9).
+
+        `slopes`: the contrast when it is taken over several micro-batches (None: over this one).
+        """
         parts: dict[str, Tensor] = {}
         total = clean.cls.new_zeros(())
         objective = self.objective
-        if objective.contrastive.weight > 0:
-            loss = self._contrastive(batch, clean)
+        if features is not None:
+            kind = objective.contrastive.loss
+            loss = features.loss(kind) if slopes is None else slopes.through(features)
             parts["contrastive"] = loss.detach()
             total = total + objective.contrastive.weight * loss
         if targets.cls is not None:
@@ -88,15 +108,6 @@ class Learner(nn.Module):
             parts |= {"patch": patch.total.detach(), "patch_masked": patch.masked, "patch_visible": patch.visible}
             total = total + objective.patch.weight * patch.total
         return Losses(total, parts)
-
-    def _contrastive(self, batch: Batch, clean: ImageOutput) -> Tensor:
-        """Mean over the CLS tokens, each with its own caption; a slot is padded to its own longest caption only."""
-        cfg = self.objective.contrastive
-        losses = []
-        for c in range(batch.tokens.shape[1]):
-            text = self.model.text(batch.tokens[:, c], batch.valid[:, c])  # [B, D]
-            losses.append(contrastive_loss(clean.cls[:, c], text, self.model.temperature, cfg.loss, self.logit_bias))
-        return torch.stack(losses).mean()
 
     def _cls(self, pixels: Pixels, target: Tensor) -> Tensor:
         """Local crops' CLS-1 to the teacher's global CLS-1 (Eq. 1)."""

@@ -22,6 +22,7 @@ from distill.objectives.distributed import all_reduce_mean, all_reduce_sum
 from distill.training.distiller import Distiller, StepOutput
 from distill.training.guard import Guard, diagnose
 from distill.training.metrics import MetricLog
+from distill.training.negatives import Replay, first_pass, needs_features
 from distill.training.optim import set_learning_rate
 from distill.training.progress import TrainingProgress
 from distill.training.schedules import learning_rate, momentum, ramp
@@ -155,12 +156,19 @@ def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, d
     cfg, fabric = state.cfg, state.fabric
     temperature = ramp(state.step, cfg.train.steps, cfg.objective.patch.teacher_temperature)
     means = Means()
+    replay = Replay(len(micro)) if needs_features(cfg) else None
+    kind = cfg.objective.contrastive.loss
+    slopes = first_pass(state.module, micro, fabric.device, kind, replay) if replay else [None] * len(micro)
     for i, batch in enumerate(micro):
         batch = batch.to(fabric.device, non_blocking=True)
+        if replay:
+            replay.start(i)
         with fabric.no_backward_sync(state.module, enabled=i < len(micro) - 1):
-            output = state.module(batch, temperature)
+            output = state.module(batch, temperature, slopes[i])
             fabric.backward(output.loss / len(micro))
         means.add(output.parts | {"loss": output.loss})
+    if replay:
+        replay.end()
     norm = _update(state, output.parts)
     state.teacher.follow(momentum(state.step, cfg.train.steps, cfg.teacher.momentum))
     state.teacher.tick(cfg.objective.center_momentum)

@@ -107,8 +107,12 @@ REFUSED = [
         "train.batch: 9 does not divide into train.accumulate x train.devices",
     ),
     (SMALL, ["train.batch=9", "train.devices=2"], "(1 x 2 = 2); nearest that do: 8, 10"),
-    (SMALL, ["train.batch=1"], "train.batch: 1 image per micro-batch"),
-    (SMALL, ["train.batch=4", "train.accumulate=4"], "train.batch: 1 image per micro-batch"),
+    (SMALL, ["train.batch=1"], "train.batch: 1 image in the batch"),
+    (
+        SMALL,
+        ["train.batch=4", "train.accumulate=4", "objective.contrastive.negatives=micro"],
+        "train.batch: 1 image per micro-batch",
+    ),
     (SMALL, ["optim.betas=[0.9]"], "optim.betas: [0.9] must be two numbers"),
     (SMALL, ["train.accelerator=cpu", "train.precision=fp16"], "train.precision: fp16 needs a GPU"),
     (SMALL, ["name=a/b"], "name: 'a/b' cannot be the name of a folder"),
@@ -134,6 +138,7 @@ ALLOWED = [
     (SMALL, ["students.init=run:runs/x", "students.freeze=[vision]"]),
     (SMALL, ["text.init=model.pt", "text.freeze=true"]),
     (SMALL, ["train.batch=1", "objective.contrastive.weight=0"]),
+    (SMALL, ["train.batch=4", "train.accumulate=4"]),
     (DISTIL, ["students.init=layers", "students.depth=2", "students.layers=[0, 5]"]),
     (DISTIL, ["students.init=layers"]),
     (DISTIL, ["students.init=selection", "text.init=selection"]),
@@ -161,6 +166,11 @@ WARNED = [
     (SMALL, ["objective.cls.teacher_temperature=0.2"], "softer than the student invite collapse"),
     (SMALL, ["optim.name=adafactor", "optim.betas=[0.9, 0.99]"], "optim.betas: not used by adafactor"),
     (SMALL, ["eval.every=5"], "eval.every: 5, but eval.tasks is empty"),
+    (
+        SMALL,
+        ["train.accumulate=2", "objective.contrastive.negatives=micro"],
+        "negatives: micro: an image is told apart from 3 others, not from the 7 of its batch",
+    ),
 ]
 
 

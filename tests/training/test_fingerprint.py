@@ -40,6 +40,17 @@ def test_a_changed_objective_is_refused_and_named(key, value):
     assert "stage_from" in str(error.value)
 
 
+def test_micro_batches_count_only_where_they_bound_the_negatives():
+    def marks(accumulate: int, negatives: str) -> str:
+        cfg = Config()
+        cfg.train.accumulate, cfg.objective.contrastive.negatives = accumulate, negatives
+        return digest(fingerprint(cfg, None))
+
+    whole = marks(1, "global")
+    assert {marks(4, "global"), marks(1, "micro")} == {whole}
+    assert len({whole, marks(2, "micro"), marks(4, "micro")}) == 3
+
+
 def test_students_and_the_teacher_file_count_but_its_place_does_not():
     cfg = Config(students=[StudentConfig(name="a"), StudentConfig(name="b", arch="S/14")])
     other = copy.deepcopy(cfg)

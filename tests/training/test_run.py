@@ -92,6 +92,7 @@ def test_a_run_writes_its_papers_and_trains(small_run):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_kill_and_resume_is_bit_identical(tmp_path: Path, small, small_run, workers: int):
     changes = {"train.steps": 12, "train.checkpoint_every": 3, "data.workers": workers, "text.dropout": 0.1}
+    changes |= {"train.accumulate": 2} if workers else {}
     whole = small_run("whole", **changes).folder
     process = subprocess.Popen(command(tmp_path, small(name="killed", **changes)), stderr=subprocess.DEVNULL)
     wait_for_checkpoint(tmp_path / "killed", 6, process)
