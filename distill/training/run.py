@@ -92,7 +92,7 @@ def run(
         _write_papers(folder, resolved, fabric, counts.as_dict())
     if cfg.train.stage_from is not None:
         state_io.start_stage(assembly, cfg.train.stage_from)
-    state = _state(cfg, fabric, assembly, Failures(cfg.data.max_error_rate, getattr(source, "failures", ())))
+    state = training_state(cfg, fabric, assembly, Failures(cfg.data.max_error_rate, getattr(source, "failures", ())))
     if resume:
         state_io.restore(state, assembly, folder / "checkpoints")
     if state.step == 0:
@@ -197,7 +197,7 @@ def _fabric(cfg: Config) -> Fabric:
     return fabric
 
 
-def _state(cfg: Config, fabric: Fabric, assembly: Assembly, failures: Failures) -> TrainState:
+def training_state(cfg: Config, fabric: Fabric, assembly: Assembly, failures: Failures) -> TrainState:
     assembly.teacher.to(fabric.device)
     module, *optimizers = fabric.setup(assembly.distiller, *assembly.optimizers.values())
     return TrainState(
