@@ -11,7 +11,7 @@ from distill.config.schema import ObjectiveConfig
 from distill.models.joint_heads import Heads
 from distill.models.vision import ImageOutput
 from distill.objectives.patch_distillation import FeatureNorm
-from distill.objectives.prototypes import Center, PrototypeTargets, ReadyTargets, mean_logits, sinkhorn
+from distill.objectives.prototypes import Center, PrototypeTargets, ReadyTargets, mean_logits, sinkhorn, sinkhorn_center
 
 
 @dataclass
@@ -85,8 +85,8 @@ class TargetHeads(nn.Module):
             return FeatureTargets(self.feature_norm(patches))
         bottleneck, directions = self.heads.patch.bottleneck(patches), self.heads.patch.directions()
         if objective.patch.balance == "sinkhorn":
-            logits = bottleneck.float() @ directions.float().T  # [B, N, K]
-            return ReadyTargets(sinkhorn(logits.flatten(0, 1), temperature).view_as(logits))
+            center = sinkhorn_center(bottleneck, directions, temperature)  # [K]
+            return PrototypeTargets(bottleneck, directions, center, temperature)
         if learn:
             mean = mean_logits(bottleneck.flatten(0, 1), directions)  # [K]
             self.patch_center.accumulate(mean, bottleneck.shape[0] * bottleneck.shape[1])

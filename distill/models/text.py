@@ -6,10 +6,12 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from distill.models.arch import Arch
+from distill.models.attention import Attention, Layout
 from distill.models.init import init_block
 from distill.models.positions import sinusoids
 from distill.models.vision import NORM_EPS
@@ -42,13 +44,26 @@ class TextTower(nn.Module):
 
         The result depends on real tokens alone. A row without any gives zeros.
         """
-        ids, valid = _trim(ids, valid)
-        x = self.embedding(ids) * self.width**0.5 + self.positions[: ids.shape[1]]  # [B, L, D]
-        keys = valid | ~valid.any(dim=1, keepdim=True)  # a row without real tokens attends to its padding: no NaN
+        return self._encode([(ids, valid)])[0]
+
+    def slots(self, ids: Tensor, valid: Tensor) -> Tensor:
+        """`forward` for C captions an image, `[B, C, L]` each -> `[B, C, D]`, in one pass.
+
+        On a CPU each slot is cut to its own longest caption; the tokens of all lie end to end.
+        """
+        return torch.stack(self._encode(list(zip(ids.unbind(1), valid.unbind(1)))), dim=1)
+
+    def _encode(self, captions: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Groups of `(ids, valid)`, `[B, L]` each, in one pass: `[B, D]` each."""
+        trimmed = [_trim(ids, valid) for ids, valid in captions]
+        embedded = [self.embedding(ids) * self.width**0.5 + self.positions[: ids.shape[1]] for ids, _ in trimmed]
+        # a row without real tokens attends to its padding: no NaN
+        keys = [valid | ~valid.any(dim=1, keepdim=True) for _, valid in trimmed]  # [B, L] each
+        layout = Layout.of(embedded, [key[:, None, None, :] for key in keys])
+        x = layout.join(embedded)[None]  # [1, T, D]
         for block in self.blocks:
-            x = block(x, attn_mask=keys[:, None, None, :])
-        weight = valid[..., None].to(x.dtype)  # [B, L, 1]
-        return (self.norm(x) * weight).sum(dim=1) / (weight.sum(dim=1) + POOL_EPS)
+            x = block(x, attn_mask=layout)
+        return [_pool(part, valid) for part, (_, valid) in zip(layout.cut(self.norm(x)[0]), trimmed)]
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-able: `TextTower.from_config` makes a tower of the same shape."""
@@ -76,9 +91,16 @@ def _block(arch: Arch, dropout: float) -> Block:
         attn_drop=dropout,
         norm_layer=norm,
         act_layer=nn.ReLU,
+        attn_layer=Attention,
     )
     init_block(block)
     return block
+
+
+def _pool(x: Tensor, valid: Tensor) -> Tensor:
+    """The mean of the real tokens: `[B, L, D]`, `[B, L]` -> `[B, D]`."""
+    weight = valid[..., None].to(x.dtype)  # [B, L, 1]
+    return (x * weight).sum(dim=1) / (weight.sum(dim=1) + POOL_EPS)
 
 
 def _trim(ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

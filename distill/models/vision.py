@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.models.arch import Arch
+from distill.models.attention import Attention, Layout
 from distill.models.init import init_block
 from distill.models.positions import resize_grid
 from distill.models.values import value_view, with_blocks
@@ -28,6 +29,14 @@ class ImageOutput(NamedTuple):
 
     cls: Tensor  # [B, C, D]
     patches: Tensor  # [B, N, D], row by row
+
+
+class Views(NamedTuple):
+    """What a trunk makes of the views of a batch; None for a view that was not asked for."""
+
+    clean: ImageOutput
+    masked: ImageOutput | None
+    crops: ImageOutput | None
 
 
 class PatchEmbedding(nn.Module):
@@ -56,11 +65,17 @@ class PatchEmbedding(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """`images [B, 3, H, W]`, `mask [B, N]` (True: replaced by the mask token) -> `[B, N, D]`."""
         x = self.proj(images)  # [B, D, h, w]
-        height, width = x.shape[-2:]
-        x = x.flatten(2).transpose(1, 2)  # [B, N, D]
-        if mask is not None:
-            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
-        return x + resize_grid(self.positions, height, width).flatten(0, 1)
+        grid = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2) + self.at(*grid)  # [B, N, D]
+        return x if mask is None else self.corrupt(x, mask, *grid)
+
+    def at(self, height: int, width: int) -> Tensor:
+        """Positions `[height * width, D]`."""
+        return resize_grid(self.positions, height, width).flatten(0, 1)
+
+    def corrupt(self, tokens: Tensor, mask: Tensor, height: int, width: int) -> Tensor:
+        """Clean `tokens [B, N, D]` with the mask token, at its position, where `mask [B, N]` is True."""
+        return torch.where(mask[..., None], self.mask_token + self.at(height, width), tokens)
 
 
 class Tap(nn.Module):
@@ -125,6 +140,35 @@ class VisionTower(nn.Module):
             cls, _, patches = self.dense(images, mask)
             return ImageOutput(cls, patches)
         return self._split(self.trunk.forward_features(self._tokens(images, mask)))
+
+    @property
+    def packs(self) -> bool:
+        """Whether `views` may replace separate passes: not while whole sequences are dropped at random."""
+        return self.drop_path == 0 or not self.training
+
+    def views(self, images: Tensor, mask: Tensor | None, crops: Tensor | None) -> Views:
+        """Clean, masked and local views through the trunk together: what three calls of `forward` give.
+
+        `images` `[B, 3, H, W]` and `crops` `[B', 3, h, w]` (None: without), in [0, 1]; `mask` bool `[B, N]` (None: no
+        masked view). All tokens lie end to end, so that every layer but attention sees one long row of them.
+        """
+        parts = [self._tokens(images, None)]  # [B, N, D] each
+        if mask is not None:
+            parts.append(self.embed.corrupt(parts[0], mask, *self.grid(*images.shape[-2:])))
+        if crops is not None:
+            parts.append(self._tokens(crops, None))
+        outputs = [self._split(x) for x in self._packed(parts)]
+        return Views(outputs[0], None if mask is None else outputs[1], None if crops is None else outputs[-1])
+
+    def _packed(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Patch tokens `[B_i, N_i, D]` through the trunk: all tokens `[B_i, C + N_i, D]` after the final norm."""
+        trunk = self.trunk
+        whole = [trunk._pos_embed(part) for part in parts]  # CLS tokens in front
+        layout = Layout.of(whole)
+        x = layout.join(whole)[None]  # [1, T, D]
+        for block in trunk.blocks:
+            x = block(x, attn_mask=layout)
+        return layout.cut(trunk.norm(x)[0])
 
     def dense(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """CLS `[B, C, D]`, final patches and value-path patches, each `[B, N, D]`, in one pass."""
@@ -205,6 +249,7 @@ def _trunk(arch: Arch, cls_tokens: int, gelu: str, drop_path: float, kernels: st
         weight_init="skip",
         norm_layer=norm,
         act_layer=activation,
+        attn_layer=Attention,
         mlp_layer=SwiGLU if arch.ffn == "swiglu" else Mlp,
     )
     trunk.patch_embed = nn.Identity()  # the tower's own `embed` stands in front

@@ -14,11 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.objectives.precision import full, matmul
-from distill.objectives.prototypes import TokenTargets
-
-CHUNK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}  # one chunk's matrix: fits a core's cache; keeps the GPU busy
-CHUNK_ROWS = 128  # at least, or adding up the gradient of the directions costs more than it saves
+from distill.objectives.precision import full, matmul, rough_matmul
+from distill.objectives.prototypes import TokenTargets, chunk_rows
 
 
 class CrossEntropy(NamedTuple):
@@ -54,8 +51,7 @@ def prototype_cross_entropy(
     `no_grad`, or for inputs that need none) that half of the work is skipped. Softmaxes and sums are in fp32.
     """
     if chunk is None:
-        budget = CHUNK_BYTES["cpu" if student.device.type == "cpu" else "cuda"]
-        chunk = max(CHUNK_ROWS, budget // (4 * directions.shape[0]))
+        chunk = chunk_rows(directions)
     if torch.is_grad_enabled() and (student.requires_grad or directions.requires_grad):
         return CrossEntropy(*_Fused.apply(student, directions, targets, temperature, chunk))
     with torch.no_grad():
@@ -111,9 +107,10 @@ def _forward(
         logits = matmul(scaled[rows], directions.T)  # [t, K]
         probs = logits.softmax(dim=-1)  # [t, K]
         log_norm = logits.amax(dim=-1) - probs.amax(dim=-1).log()  # [t] logsumexp(z), from the largest entry
-        tokens[rows] = log_norm - torch.linalg.vecdot(target, logits)
+        with torch.autocast(student.device.type, enabled=False):  # it would round the products
+            tokens[rows] = log_norm - torch.linalg.vecdot(target, logits)
         if gradients:
             slope = probs.sub_(target)  # [t, K]
-            grad_student[rows] = matmul(slope, directions) / temperature
-            grad_directions += matmul(scaled[rows].T, slope)
+            grad_student[rows] = rough_matmul(slope, directions) / temperature
+            grad_directions += rough_matmul(scaled[rows].T, slope)
     return tokens, grad_student, grad_directions.T

@@ -16,13 +16,24 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
     """`a @ b` for matrices, without gradient, in the dtype autocast asks for (else their own); returned in fp32.
 
     The result is not rounded to low precision: a cosine with 8 bits, divided by a temperature of 0.04, would be off
-    by 0.1. fp64 inputs stay fp64.
+    by 0.1. A CPU, which only has products that round, multiplies in fp32. fp64 inputs stay fp64.
     """
+    dtype = _asked(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        if a.is_cuda and dtype in (torch.bfloat16, torch.float16):
+            return torch.mm(a.to(dtype), b.to(dtype), out_dtype=torch.float32)
+        return full(a) @ full(b)
+
+
+@torch.no_grad()
+def rough_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """As `matmul`, but the result may be rounded to the dtype autocast asks for: good enough for gradients."""
+    dtype = _asked(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        return full(a.to(dtype) @ b.to(dtype))
+
+
+def _asked(a: Tensor, b: Tensor) -> torch.dtype:
     device = a.device.type
     cast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if cast else torch.promote_types(a.dtype, b.dtype)
-    with torch.autocast(device, enabled=False):
-        a, b = a.to(dtype), b.to(dtype)
-        if a.is_cuda and dtype in (torch.bfloat16, torch.float16):
-            return torch.mm(a, b, out_dtype=torch.float32)
-        return full(a @ b)
+    return torch.get_autocast_dtype(device) if cast else torch.promote_types(a.dtype, b.dtype)

@@ -9,6 +9,7 @@ is the alternative.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,16 @@ from torch import Tensor, nn
 
 from distill.objectives.distributed import all_reduce_max, all_reduce_sum
 from distill.objectives.precision import full, matmul
+
+
+CHUNK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}  # one chunk's matrix: fits a core's cache; keeps the GPU busy
+CHUNK_ROWS = 128  # at least, or adding up the gradient of the directions costs more than it saves
+
+
+def chunk_rows(directions: Tensor) -> int:
+    """How many tokens at a time meet K prototypes `[K, d]`."""
+    budget = CHUNK_BYTES["cpu" if directions.device.type == "cpu" else "cuda"]
+    return max(CHUNK_ROWS, budget // (4 * directions.shape[0]))
 
 
 def mean_logits(bottleneck: Tensor, directions: Tensor) -> Tensor:
@@ -137,6 +148,62 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     if iterations == 0:
         token = 1 / kernel.sum(dim=1)
     return kernel.mul_(prototype).mul_(token[:, None]).view(logits.shape)
+
+
+@torch.no_grad()
+def sinkhorn_center(
+    bottleneck: Tensor, directions: Tensor, temperature: float, iterations: int = 3, chunk: int | None = None
+) -> Tensor:
+    """The centre `[K]` that makes `PrototypeTargets` of what `sinkhorn` makes of the same tokens' logits.
+
+    Its last scaling of the tokens is a softmax of `logits / temperature + log(scaling of the prototypes)`. So the K
+    scalings are all that is needed: with `center = -temperature log(scaling)` the targets can be made chunk by chunk.
+    `bottleneck` `[..., d]`, `directions` `[K, d]`, `chunk`: tokens at a time (None: by memory). Every iteration makes
+    the logits anew, unless one chunk holds them all.
+    """
+    logits = _Logits(bottleneck, directions, temperature, chunk or chunk_rows(directions))
+    tiny = torch.finfo(torch.float32).tiny
+    prototype = torch.ones_like(full(directions[:, 0]))  # [K] scaling of each prototype
+    for i in range(iterations):
+        mass = _first_mass(logits) if i == 0 else _mass(logits, prototype, tiny)  # [K]
+        prototype = 1 / (mass.clamp_min(tiny) * len(mass))
+    return -temperature * prototype.log()
+
+
+class _Logits:
+    """Chunks of `x directions^T / temperature`, `[t, K]`; kept when there is only one."""
+
+    def __init__(self, bottleneck: Tensor, directions: Tensor, temperature: float, chunk: int):
+        self.x, self.directions = bottleneck.flatten(0, -2) / temperature, directions  # [T, d], [K, d]
+        self.parts = self.x.split(chunk)
+        self.only = self._of(self.x) if len(self.parts) == 1 else None
+
+    def _of(self, part: Tensor) -> Tensor:
+        return matmul(part, self.directions.T)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([self.only]) if self.only is not None else map(self._of, self.parts)
+
+
+def _first_mass(logits: _Logits) -> Tensor:
+    """`sum over all tokens of exp(z - largest z of all)`, `[K]`; the largest is found on the way."""
+    peak, mass = logits.x.new_tensor(-math.inf, dtype=torch.float32), 0.0
+    for z in logits:  # [t, K]
+        higher = torch.maximum(peak, z.max())
+        mass = mass * (peak - higher).exp() + (z - higher).exp_().sum(dim=0)
+        peak = higher
+    return all_reduce_sum(mass * (peak - all_reduce_max(peak)).exp())
+
+
+def _mass(logits: _Logits, prototype: Tensor, tiny: float) -> Tensor:
+    """The mass of each prototype `[K]` after the tokens were scaled to mass 1."""
+    mass = torch.zeros_like(prototype)
+    for z in logits:  # [t, K]
+        kernel = (z - z.amax(dim=1, keepdim=True)).exp_()
+        with torch.autocast(z.device.type, enabled=False):  # it would round the products
+            token = 1 / (kernel @ prototype).clamp_min(tiny)  # [t]
+            mass += token @ kernel
+    return all_reduce_sum(mass)
 
 
 @torch.no_grad()

@@ -81,12 +81,13 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch, patch_temperature: float, slopes: dict[str, Slopes] | None = None) -> StepOutput:
         """`slopes`: of the contrast, by learner, when it is taken over several micro-batches."""
         pixels = Pixels.of(batch)
-        cleans = self._cleans(pixels.images)
+        views = {name: learner.views(pixels) for name, learner in self.learners().items()}
+        cleans = {name: seen.clean for name, seen in views.items()}
         features = self._features(batch, cleans)
         shared = cleans["teacher"] if self.teacher_learner is not None else next(iter(cleans.values()))
         targets = self.teacher.targets(pixels.images, shared, patch_temperature)
         losses: dict[str, Losses] = {
-            name: learner.losses(pixels, cleans[name], features[name], targets, slopes[name] if slopes else None)
+            name: learner.losses(pixels, views[name], features[name], targets, slopes[name] if slopes else None)
             for name, learner in self.learners().items()
         }
         parts = {f"{name}/{term}": value for name, loss in losses.items() for term, value in loss.parts.items()}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill.config.schema import ObjectiveConfig
 from distill.models.joint_heads import Heads
 from distill.models.pair import ImageTextModel
-from distill.models.vision import ImageOutput
+from distill.models.vision import ImageOutput, Views
 from distill.objectives.cls_distillation import cls_distillation_loss
 from distill.objectives.patch_distillation import PatchLoss, feature_patch_loss, prototype_patch_loss
 from distill.training.negatives import Features, Slopes
@@ -70,19 +70,26 @@ class Learner(nn.Module):
         """The unmasked global view, cls `[B, C, D]`, patches `[B, N, D]`: for the contrast and, shared, for targets."""
         return self.model.image(images)
 
+    def views(self, pixels: Pixels) -> Views:
+        """The views that the losses need, in one pass where the trunk can; else the clean one, and the others later."""
+        image, objective = self.model.image, self.objective
+        if not image.packs:
+            return Views(self.clean(pixels.images), None, None)
+        mask = pixels.mask if objective.patch.weight > 0 and self.corrupts else None
+        return image.views(pixels.images, mask, pixels.locals if objective.cls.weight > 0 else None)
+
     def features(self, batch: Batch, clean: ImageOutput) -> Features | None:
-        """What the contrast sees, None when it is off; a slot is padded to its own longest caption only."""
+        """What the contrast sees, None when it is off."""
         if self.objective.contrastive.weight == 0:
             return None
-        slots = zip(batch.tokens.unbind(1), batch.valid.unbind(1))  # C times [b, L]
-        text = torch.stack([self.model.text(tokens, valid) for tokens, valid in slots], dim=1)  # [b, C, D]
+        text = self.model.text.slots(batch.tokens, batch.valid)  # [b, C, D]
         bias = None if self.logit_bias is None else self.logit_bias.squeeze()
         return Features(clean.cls, text, self.model.temperature, bias)
 
     def losses(
         self,
         pixels: Pixels,
-        clean: ImageOutput,
+        views: Views,
         features: Features | None,
         targets: Targets,
         slopes: Slopes | None = None,
@@ -92,7 +99,7 @@ class Learner(nn.Module):
         `slopes`: the contrast when it is taken over several micro-batches (None: over this one).
         """
         parts: dict[str, Tensor] = {}
-        total = clean.cls.new_zeros(())
+        total = views.clean.cls.new_zeros(())
         objective = self.objective
         if features is not None:
             kind = objective.contrastive.loss
@@ -100,26 +107,28 @@ class Learner(nn.Module):
             parts["contrastive"] = loss.detach()
             total = total + objective.contrastive.weight * loss
         if targets.cls is not None:
-            loss = self._cls(pixels, targets.cls)
+            loss = self._cls(pixels, views, targets.cls)
             parts["cls"] = loss.detach()
             total = total + objective.cls.weight * loss
         if targets.patch is not None:
-            patch = self._patch(pixels, clean, targets.patch)
+            patch = self._patch(pixels, views, targets.patch)
             parts |= {"patch": patch.total.detach(), "patch_masked": patch.masked, "patch_visible": patch.visible}
             total = total + objective.patch.weight * patch.total
         return Losses(total, parts)
 
-    def _cls(self, pixels: Pixels, target: Tensor) -> Tensor:
+    def _cls(self, pixels: Pixels, views: Views, target: Tensor) -> Tensor:
         """Local crops' CLS-1 to the teacher's global CLS-1 (Eq. 1)."""
         assert self.heads is not None
-        cls = self.model.image(pixels.locals).cls[:, 0]  # [B*M, D]
+        cls = (views.crops or self.model.image(pixels.locals)).cls[:, 0]  # [B*M, D]
         logits = self.heads.cls(cls).unflatten(0, (len(target), -1))  # [B, M, K]
         return cls_distillation_loss(logits, target, self.objective.cls.student_temperature)
 
-    def _patch(self, pixels: Pixels, clean: ImageOutput, targets: PatchTargets) -> PatchLoss:
+    def _patch(self, pixels: Pixels, views: Views, targets: PatchTargets) -> PatchLoss:
         """Corrupted view's patches to the teacher's clean ones (Eq. 2, 3); with no mask the clean pass serves."""
         assert self.heads is not None
-        view = self.model.image(pixels.images, pixels.mask) if self.corrupts else clean
+        view = views.clean
+        if self.corrupts:
+            view = views.masked or self.model.image(pixels.images, pixels.mask)
         if isinstance(targets, FeatureTargets):
             return feature_patch_loss(
                 self.heads.predict_features(view.patches), targets.features, pixels.mask, self.tokens

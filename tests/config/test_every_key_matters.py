@@ -76,8 +76,7 @@ SHOWN_BY = {
     "objective.cls.teacher_temperature": "training/test_objective_keys.py::test_temperatures",
     "objective.contrastive.weight": "training/test_objective_keys.py::test_weights_of_the_losses",
     "objective.contrastive.loss": "training/test_objective_keys.py::test_sigmoid_contrast",
-    "objective.contrastive.negatives": "training/test_negatives.py::"
-    "test_how_many_captions_an_image_is_told_apart_from",
+    "objective.contrastive.negatives": "training/test_negatives.py::test_how_many_captions_an_image_is_told_apart_from",
     "objective.contrastive.temperature": "students/test_build.py::test_every_recipe_key_reaches_the_model",
     "objective.contrastive.min_temperature": "training/test_objective_keys.py::test_the_least_temperature",
     "objective.center_momentum": "training/test_objective_keys.py::test_the_centre_moves_by_its_momentum",

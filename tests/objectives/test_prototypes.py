@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from distill.objectives.prototypes import (
     mean_logits,
     prototype_usage,
     sinkhorn,
+    sinkhorn_center,
 )
 
 
@@ -92,6 +94,39 @@ def test_sinkhorn_balances_what_a_softmax_would_collapse(unit):
     torch.testing.assert_close(
         sinkhorn(logits, 0.05, 50).sum(dim=0), torch.full((6,), 10.0).double(), rtol=0.02, atol=0
     )
+
+
+@pytest.mark.parametrize("chunk", [5, 12, None])
+@pytest.mark.parametrize(("iterations", "temperature"), [(0, 0.1), (1, 0.1), (3, 0.1), (3, 0.004)])
+def test_sinkhorn_in_chunks_gives_the_same_targets(unit, chunk, iterations, temperature):
+    bottleneck, directions = unit(4, 3, 5), unit(11, 5)
+    center = sinkhorn_center(bottleneck, directions, temperature, iterations, chunk)
+    made = PrototypeTargets(bottleneck, directions, center, temperature)
+    expected = sinkhorn(bottleneck @ directions.T, temperature, iterations)
+    torch.testing.assert_close(made.probs(), expected, rtol=1e-9, atol=1e-12)
+    single = PrototypeTargets(bottleneck.float(), directions.float(), center.float(), temperature)
+    center = sinkhorn_center(single.bottleneck, single.directions, temperature, iterations, chunk)
+    torch.testing.assert_close(replace(single, center=center).probs().double(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_sinkhorn_in_chunks_never_holds_all_logits(unit):
+    bottleneck, directions = unit(64, 5), unit(11, 5)
+    with Largest() as seen:
+        sinkhorn_center(bottleneck, directions, 0.1, chunk=16)
+    assert seen.size == 16 * 11
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """The most numbers in one tensor that was made."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [t for t in (out if isinstance(out, tuple | list) else (out,)) if isinstance(t, torch.Tensor)]
+        if func not in (torch.ops.aten.split.Tensor, torch.ops.aten.view.default, torch.ops.aten.div.Tensor):
+            self.size = max([self.size, *(t.numel() for t in made)])
+        return out
 
 
 def test_sinkhorn_survives_temperatures_that_underflow():
