@@ -24,12 +24,21 @@ class TextTower(nn.Module):
 
     Token embeddings start with std 1 / sqrt(width) and are multiplied by sqrt(width), so they have the sinusoids'
     scale. Width and heads are the image tower's, so no projection is needed before the contrastive loss. `layers`
-    overrides the size's number; `dropout` acts on attention weights, projections and MLPs.
+    overrides the size's number; `dropout` acts on attention weights, projections and MLPs. `norm_eps` is of all norms:
+    the paper's released PyTorch files want 1e-5.
     """
 
     positions: Tensor
 
-    def __init__(self, arch: Arch, vocabulary: int, layers: int | None = None, context: int = 64, dropout: float = 0.0):
+    def __init__(
+        self,
+        arch: Arch,
+        vocabulary: int,
+        layers: int | None = None,
+        context: int = 64,
+        dropout: float = 0.0,
+        norm_eps: float = NORM_EPS,
+    ):
         super().__init__()
         self.arch, self.vocabulary, self.context, self.dropout = arch, vocabulary, context, dropout
         self.width, self.layers = arch.width, layers or arch.text_layers
@@ -37,7 +46,15 @@ class TextTower(nn.Module):
         nn.init.normal_(self.embedding.weight, std=arch.width**-0.5)
         self.register_buffer("positions", sinusoids(context, arch.width), persistent=False)
         self.blocks = nn.ModuleList(_block(arch, dropout) for _ in range(self.layers))
-        self.norm = nn.LayerNorm(arch.width, eps=NORM_EPS)
+        self.norm = nn.LayerNorm(arch.width)
+        self.set_norm_eps(norm_eps)
+
+    def set_norm_eps(self, eps: float) -> None:
+        """Gives every norm this epsilon, so that weights trained with it mean the same here."""
+        self.norm_eps = eps
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = eps
 
     def forward(self, ids: Tensor, valid: Tensor) -> Tensor:
         """`ids` int64 `[B, L]`, `valid` bool `[B, L]` (real tokens; the rest is padding), L <= context -> `[B, D]`.
@@ -73,6 +90,7 @@ class TextTower(nn.Module):
             "layers": self.layers,
             "context": self.context,
             "dropout": self.dropout,
+            "norm_eps": self.norm_eps,
         }
 
     @classmethod

@@ -11,6 +11,7 @@ import torch
 from timm.layers import Mlp, SwiGLU
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from distill.errors import UserError
 from distill.models.arch import Arch
@@ -104,7 +105,8 @@ class VisionTower(nn.Module):
     variance 0, where that norm multiplies its gradient by 1 / sqrt(eps) = 1000.
 
     Input is in [0, 1], with no mean or variance removed. `gelu`: "tanh" (the paper) or "erf" (faster on CPU).
-    `depth` overrides the size's number of blocks.
+    `depth` overrides the size's number of blocks. `pad`: an image whose sides are no multiples of the patch is padded
+    with black on all sides, the odd pixel at the bottom and right, as in the paper's released code; else it is refused.
     """
 
     def __init__(
@@ -117,6 +119,7 @@ class VisionTower(nn.Module):
         drop_path: float = 0.0,
         depth: int | None = None,
         kernels: str = "xavier",
+        pad: bool = False,
     ):
         super().__init__()
         if cls_tokens not in (1, 2):
@@ -124,13 +127,13 @@ class VisionTower(nn.Module):
         if gelu not in ("tanh", "erf"):
             raise UserError(f"Unknown gelu '{gelu}'. Allowed: erf, tanh.")
         arch = replace(arch, depth=depth or arch.depth)
-        self.arch, self.cls_tokens, self.gelu, self.drop_path = arch, cls_tokens, gelu, drop_path
+        self.arch, self.cls_tokens, self.gelu, self.drop_path, self.pad = arch, cls_tokens, gelu, drop_path, pad
         self.width, self.patch, self.depth, self.position_grid = arch.width, arch.patch, arch.depth, position_grid
         self.embed = PatchEmbedding(arch.patch, arch.width, position_grid)
         self.trunk = _trunk(arch, cls_tokens, gelu, drop_path, kernels)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, values: bool = False) -> ImageOutput:
-        """Encodes `images`, float `[B, 3, H, W]` in [0, 1], H and W multiples of the patch.
+        """Encodes `images`, float `[B, 3, H, W]` in [0, 1], H and W multiples of the patch (any, if it pads).
 
         `mask`: bool `[B, N]`, True where a patch is replaced by the mask token. `values`: patches by the value path of
         the last block (see `ValueBlock`); the CLS tokens are the same either way. Raises `UserError` for other sizes or
@@ -203,10 +206,22 @@ class VisionTower(nn.Module):
         if mask is not None and (mask.dtype != torch.bool or mask.shape != (len(images), height * width)):
             shape = list(mask.shape)
             raise UserError(f"Mask is {mask.dtype} {shape}; allowed: bool [{len(images)}, {height * width}].")
-        return self.embed(images, mask)
+        return self.embed(self._padded(images, height, width), mask)
+
+    def _padded(self, images: Tensor, rows: int, columns: int) -> Tensor:
+        """`images` on a whole number of patches; only a tower that pads ever gets others."""
+        high, wide = rows * self.patch - images.shape[-2], columns * self.patch - images.shape[-1]
+        if not (high or wide):
+            return images
+        return F.pad(images, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of an image of this size in pixels; `UserError` when it is not a whole number."""
+        """Rows and columns of patches of an image of this size in pixels; `UserError` when it is not a whole number.
+
+        A tower that pads rounds up.
+        """
+        if self.pad and height > 0 and width > 0:
+            return -(-height // self.patch), -(-width // self.patch)
         if height % self.patch or width % self.patch or not (height and width):
             near = " or ".join(f"{h}x{w}" for h, w in nearest_sizes(height, width, self.patch))
             raise UserError(
@@ -222,6 +237,7 @@ class VisionTower(nn.Module):
             "position_grid": self.position_grid,
             "gelu": self.gelu,
             "drop_path": self.drop_path,
+            "pad": self.pad,
         }
 
     @classmethod

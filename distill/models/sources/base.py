@@ -43,6 +43,7 @@ class SourceFacts:
     text_parameters: int
     texts: str  # what it can do with texts, for people
     missing: str | None = None
+    variant: str | None = None  # the released TIPS model it is, such as "TIPSv2 L/14"
 
     @property
     def parameters(self) -> int:
