@@ -1,9 +1,10 @@
 """The official TIPS and TIPSv2 weights by name: which of their arrays are which of our tensors, in both directions.
 
-Two layouts are published, both as flat npz files, one for the image tower and one for the text tower. `torch` has
+Two layouts are published as flat npz files, one file for the image tower and one for the text tower. `torch` has
 DINOv2's names: LayerScale factors (here folded into the projections they scale), a position slot for the first CLS
 token (added into the token; the position grid is for patches alone) and a "register", which is the second CLS token.
-`jax` is the original, flax names joined by "/", with query, key and value apart and kernels as [in, out].
+`jax` is the original, flax names joined by "/", with query, key and value apart and kernels as [in, out]. Two more
+come from libraries: `timm` (image tower only) and `hf`, of transformers.
 
 A `Row` says how one group of arrays becomes one group of tensors. Reading, writing, recognising and checking all go
 through the rows.
@@ -24,16 +25,7 @@ from distill.models.vision import VisionTower
 Tensors = Sequence[Tensor]
 Tower = VisionTower | TextTower
 
-# The arrays do not always say how many heads there are; the family has one number for each width.
-SIZES = {384: ("S", 6), 768: ("B", 12), 1024: ("L", 16), 1152: ("So400m", 16), 1536: ("g", 24)}
-HEAD_CHANNELS = 64  # of a tower of another width
-TEMPERATURE = {"torch": "temperature", "jax": "temperature_contrastive"}
-TEXT_EPS = {"torch": 1e-5, "jax": 1e-6}
-GELU = {"torch": "erf", "jax": "tanh"}
-
-
-_GENERATIONS = {16: "TIPS", 32: "TIPSv2"}  # by the side of the position grid
-_DEPTHS = {"S": 12, "B": 12, "L": 24, "So400m": 27, "g": 40}
+TEMPERATURE = {"torch": "temperature", "jax": "temperature_contrastive"}  # its name in a text file
 
 
 class Row(NamedTuple):
@@ -66,97 +58,10 @@ def to_official(tower: Tower, layout: str = "torch") -> dict[str, Tensor]:
 
 
 def rows_of(tower: Tower, layout: str) -> list[Row]:
-    """The rows of a tower of this shape in `layout`, one of torch and jax."""
-    rows = {("torch", VisionTower): _torch_vision, ("jax", VisionTower): _jax_vision,
-            ("torch", TextTower): _torch_text, ("jax", TextTower): _jax_text}  # fmt: skip
-    return list(rows[layout, type(tower)](tower))
-
-
-# ------------------------------------------------------------------------------------------------ recognising
-
-
-class Layout(NamedTuple):
-    """What kind of file an npz is."""
-
-    tower: str  # vision or text
-    layout: str  # torch or jax
-
-
-_MARKS = {
-    "patch_embed.proj.weight": Layout("vision", "torch"),
-    "encoder/ToTokenSequence_0/embedding/kernel": Layout("vision", "jax"),
-    "token_embedding.weight": Layout("text", "torch"),
-    "token_emb/emb_var": Layout("text", "jax"),
-}
-Shapes = Mapping[str, tuple[int, ...]]
-
-
-def recognise(shapes: Shapes) -> Layout | None:
-    """The kind of file that holds arrays of these names, None for something else."""
-    return next((layout for name, layout in _MARKS.items() if name in shapes), None)
-
-
-def vision_tower(shapes: Shapes, layout: str) -> VisionTower:
-    """The tower, on the meta device, whose weights these arrays would be. KeyError when an array it goes by is missing.
-
-    The variant follows from shapes alone: width, depth, feed-forward layer and position grid.
-    """
-    if layout == "torch":
-        width, _, patch, _ = shapes["patch_embed.proj.weight"]
-        grid = round((shapes["pos_embed"][1] - 1) ** 0.5)
-        swiglu = "blocks.0.mlp.w3.weight" in shapes
-        mlp = shapes["blocks.0.mlp.w3.weight"][1] if swiglu else shapes["blocks.0.mlp.fc1.weight"][0]
-        depth, heads, cls = _numbered(shapes, "blocks."), _heads(width), 1 + ("register_tokens" in shapes)
-    else:
-        root, block = "encoder/ToTokenSequence_0", "encoder/transformer/encoderblock_0"
-        patch, _, _, width = shapes[f"{root}/embedding/kernel"]
-        grid, cls = shapes[f"{root}/posembed_input"][1], shapes[f"{root}/cls"][1]
-        swiglu = f"{block}/FFNSwiGluFused_0/Dense_0/kernel" in shapes
-        mlp = shapes[f"{block}/{'FFNSwiGluFused_0' if swiglu else 'MlpBlock_0'}/Dense_0/kernel"][1]
-        heads = shapes[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][1]
-        depth = _numbered(shapes, "encoder/transformer/encoderblock_")
-    arch = Arch(size_of(width), patch, width, depth, heads, mlp, "swiglu" if swiglu else "gelu", 0, 0)
-    with torch.device("meta"):
-        return VisionTower(arch, cls_tokens=cls, position_grid=grid, gelu=GELU[layout], pad=True)
-
-
-def text_tower(shapes: Shapes, layout: str) -> TextTower:
-    """As `vision_tower`, for a text file."""
-    if layout == "torch":
-        vocabulary, width = shapes["token_embedding.weight"]
-        mlp = shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
-        layers, heads = _numbered(shapes, "transformer.resblocks."), _heads(width)
-    else:
-        vocabulary, width = shapes["token_emb/emb_var"]
-        mlp = shapes["transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel"][1]
-        heads = shapes["transformer/encoderblock_0/MultiHeadDotProductAttention_0/query/kernel"][1]
-        layers = _numbered(shapes, "transformer/encoderblock_")
-    arch = Arch(size_of(width), 14, width, layers, heads, mlp, "gelu", layers, mlp)
-    with torch.device("meta"):
-        return TextTower(arch, vocabulary, norm_eps=TEXT_EPS[layout])
-
-
-def size_of(width: int) -> str:
-    """The family's name of a width, or `width-N`."""
-    return SIZES[width][0] if width in SIZES else f"width-{width}"
-
-
-def variant(arch: Arch, position_grid: int) -> str | None:
-    """The released model of this shape, such as "TIPSv2 L/14"; None when there is none."""
-    released = arch.depth == _DEPTHS.get(arch.size) and (arch.ffn == "swiglu") == (arch.size == "g")
-    if not released or arch.patch != 14 or position_grid not in _GENERATIONS or (arch.size, position_grid) == ("S", 32):
-        return None
-    return f"{_GENERATIONS[position_grid]} {arch}"
-
-
-def _heads(width: int) -> int:
-    return SIZES[width][1] if width in SIZES else max(width // HEAD_CHANNELS, 1)
-
-
-def _numbered(shapes: Shapes, prefix: str) -> int:
-    """How many numbers follow `prefix` in the names."""
-    ends = {name.removeprefix(prefix).replace("/", ".").partition(".")[0] for name in shapes if name.startswith(prefix)}
-    return len(ends)
+    """The rows of a tower of this shape in `layout`: torch, jax, or, for image towers, timm."""
+    if isinstance(tower, VisionTower):
+        return list({"torch": _torch_vision, "jax": _jax_vision, "timm": _timm_vision}[layout](tower))
+    return list({"torch": _torch_text, "jax": _jax_text}[layout](tower))
 
 
 # ------------------------------------------------------------------------------------------------ the rows
@@ -201,11 +106,26 @@ def _torch_vision(tower: VisionTower) -> Iterator[Row]:
         cls, positions = t
         return [cls, torch.cat([torch.zeros_like(cls), positions.reshape(1, grid * grid, width)], dim=1)]
 
-    yield from _norm("embed.proj", "patch_embed.proj")
     yield _shaped("embed.mask_token", "mask_token", (width,), (1, width))
     yield Row(("trunk.cls_token", "embed.positions"), ("cls_token", "pos_embed"), read_positions, write_positions)
     if tower.cls_tokens == 2:
         yield _as_is("trunk.reg_token", "register_tokens")
+    yield from _dino_blocks(tower, "w12", "w3")
+
+
+def _timm_vision(tower: VisionTower) -> Iterator[Row]:
+    width, grid = tower.width, tower.position_grid
+    yield Row(("embed.mask_token",), (), lambda t: [torch.zeros(width)], lambda t: [])
+    yield _as_is("trunk.cls_token", "cls_token")  # with the position added already
+    yield _shaped("embed.positions", "pos_embed", (grid, grid, width), (1, grid * grid, width))
+    if tower.cls_tokens == 2:
+        yield _as_is("trunk.reg_token", "reg_token")
+    yield from _dino_blocks(tower, "fc1", "fc2")
+
+
+def _dino_blocks(tower: VisionTower, up: str, down: str) -> Iterator[Row]:
+    """Patch embedding, blocks and final norm under DINOv2's names; `up`, `down`: the layers of a SwiGLU."""
+    yield from _norm("embed.proj", "patch_embed.proj")
     for i in range(tower.depth):
         ours, theirs = f"trunk.blocks.{i}", f"blocks.{i}"
         yield from _norm(f"{ours}.norm1", f"{theirs}.norm1")
@@ -214,8 +134,8 @@ def _torch_vision(tower: VisionTower) -> Iterator[Row]:
         yield from _norm(f"{ours}.norm2", f"{theirs}.norm2")
         if tower.arch.ffn == "swiglu":
             for kind in ("weight", "bias"):
-                yield _halves((f"{ours}.mlp.fc1_g.{kind}", f"{ours}.mlp.fc1_x.{kind}"), f"{theirs}.mlp.w12.{kind}")
-            yield _scaled(f"{ours}.mlp.fc2", f"{theirs}.mlp.w3", f"{theirs}.ls2.gamma")
+                yield _halves((f"{ours}.mlp.fc1_g.{kind}", f"{ours}.mlp.fc1_x.{kind}"), f"{theirs}.mlp.{up}.{kind}")
+            yield _scaled(f"{ours}.mlp.fc2", f"{theirs}.mlp.{down}", f"{theirs}.ls2.gamma")
         else:
             yield from _norm(f"{ours}.mlp.fc1", f"{theirs}.mlp.fc1")
             yield _scaled(f"{ours}.mlp.fc2", f"{theirs}.mlp.fc2", f"{theirs}.ls2.gamma")

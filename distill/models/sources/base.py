@@ -16,6 +16,8 @@ from distill.models.pair import ImageTextModel
 
 NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
+OURS = ("run", "file", "tips", "hf")  # kinds whose towers are always ours, of a size that has a name
+
 Model = ImageTextModel | AdaptedModel
 
 
@@ -59,7 +61,7 @@ class SourceFacts:
             self.source,
             f"sha256 {self.sha256[:12]}" if self.sha256 else "weights not here",
             f"licence {self.licence or 'unknown'}",
-            self.arch.size if self.arch.size in self.source else str(self.arch),
+            self.variant or (str(self.arch) if self.kind in OURS else self.arch.size),
             self._normalisation(),
             self._tokens(),
             self._positions(),

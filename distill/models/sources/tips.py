@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from distill.errors import UserError
-from distill.models import official
+from distill.models import official, official_variants
 from distill.models.adapted import AdaptedModel
 from distill.models.npz import mismatches, read_arrays, read_shapes
-from distill.models.official import Layout
+from distill.models.official_variants import Layout
 from distill.models.pair import ImageTextModel
 from distill.models.positions import sinusoids
 from distill.models.sources.base import NO_NORMALISATION, OpenedModel, SourceFacts, count, files_hash
@@ -106,7 +106,7 @@ def _look(where: str) -> _Files:
 
 def _recognised(path: Path) -> tuple[str, _File]:
     shapes = read_shapes(path)
-    kind: Layout | None = official.recognise(shapes)
+    kind: Layout | None = official_variants.recognise(shapes)
     if kind is None:
         first = ", ".join(list(shapes)[:3]) or "nothing"
         raise UserError(
@@ -117,7 +117,7 @@ def _recognised(path: Path) -> tuple[str, _File]:
 
 def _matching(file: _File, kind: type[Tower]) -> Tower:
     """The tower that the file fills, on the meta device; `UserError` that lists the first arrays that do not fit."""
-    build = official.vision_tower if kind is VisionTower else official.text_tower
+    build = official_variants.vision_tower if kind is VisionTower else official_variants.text_tower
     try:
         tower = build(file.shapes, file.layout)
         expected = {name: tuple(value.shape) for name, value in official.to_official(tower, file.layout).items()}
@@ -166,5 +166,5 @@ def _facts(source: str, files: _Files) -> SourceFacts:
         image_parameters=count(image),
         text_parameters=count(text),
         texts=texts,
-        variant=official.variant(image.arch, grid),
+        variant=official_variants.variant(image.arch, grid),
     )

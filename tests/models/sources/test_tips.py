@@ -9,6 +9,7 @@ import torch
 import distill
 from distill.errors import UserError
 from distill.models import official as official_map
+from distill.models import official_variants
 from distill.models.pair import ImageTextModel
 from distill.models.sources import describe, open_model
 
@@ -27,7 +28,7 @@ VARIANTS = {
 @pytest.fixture
 def files(official, save, tokenizer_file, monkeypatch):
     """`files(variant, layout) -> (source string, reference)`."""
-    monkeypatch.setitem(official_map.SIZES, 144, ("So400m", 2))  # the PyTorch layout does not say how many heads
+    monkeypatch.setitem(official_variants.SIZES, 144, ("So400m", 2))  # the PyTorch layout does not say how many heads
 
     def make(variant: str = "B v2", layout: str = "torch"):
         shape = official.Shape(**VARIANTS[variant])
@@ -138,12 +139,12 @@ def test_released_sizes_are_recognised(official):
         "patch_embed.proj.weight": (1536, 3, 14, 14), "pos_embed": (1, 1025, 1536), "register_tokens": (1, 1, 1536),
         "blocks.0.mlp.w3.weight": (1536, 4096), **{f"blocks.{i}.norm1.weight": (1536,) for i in range(40)},
     }  # fmt: skip
-    tower = official_map.vision_tower(shapes, "torch")
+    tower = official_variants.vision_tower(shapes, "torch")
     assert (tower.arch.name, tower.arch.heads, tower.depth) == ("g/14", 24, 40)
     assert sum(p.numel() for p in tower.parameters()) / 1e6 == pytest.approx(1135.8, abs=0.1)  # the paper, table 16
-    assert official_map.variant(tower.arch, 32) == "TIPSv2 g/14"
-    assert official_map.variant(tower.arch, 16) == "TIPS g/14"
-    assert official_map.variant(tower.arch, 37) is None
+    assert official_variants.variant(tower.arch, 32) == "TIPSv2 g/14"
+    assert official_variants.variant(tower.arch, 16) == "TIPS g/14"
+    assert official_variants.variant(tower.arch, 37) is None
 
 
 def test_damaged_and_other_files_are_one_clear_error(files, official, save, tmp_path):

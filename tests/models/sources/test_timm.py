@@ -1,0 +1,208 @@
+"""Vision transformers of timm: own normalisation, layout and positions, value path, layers, and weights from a file."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+import distill
+from distill.errors import UserError
+from distill.models.sources import describe, open_model
+from distill.models.sources import timm as source_module
+from distill.models.sources.timm import TimmTower, as_tower
+from distill.models.vision import VisionTower
+
+DINOV2 = "vit_small_patch14_dinov2.lvd142m"
+SMALL = {"embed_dim": 64, "depth": 2, "num_heads": 2, "num_classes": 0}
+
+
+def random(name: str, **changes):
+    """A small model of that architecture with random weights (no zero or tiny layers to hide behind)."""
+    torch.manual_seed(0)
+    model = timm.create_model(name, **{**SMALL, **changes}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def tower_of(name: str, **changes) -> tuple[TimmTower, torch.nn.Module]:
+    model = random(name, dynamic_img_size=True, **changes)
+    return as_tower(model, name).eval(), model
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        ("vit_small_patch14_reg4_dinov2.lvd142m", "token"),
+        ("vit_small_patch16_dinov3.lvd1689m", "token"),  # EVA blocks, rotary positions, averages when asked for a class
+        ("vit_base_patch16_siglip_224.v2_webli", "pooled"),
+        ("vit_pe_core_base_patch16_224.fb", "pooled"),
+        ("vit_base_patch16_clip_224.openai", "token"),
+    ],
+)
+@torch.no_grad()
+def test_tokens_are_timms_on_normalised_images(name, cls):
+    tower, model = tower_of(name)
+    images = torch.rand(2, 3, 3 * tower.patch, 2 * tower.patch)
+    cfg = model.pretrained_cfg
+    mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    features = model.forward_features((images - mean) / std)
+    out = tower(images)
+    expected = features[:, 0] if cls == "token" else model.forward_head(features, pre_logits=True)
+    torch.testing.assert_close(out.cls[:, 0], expected)
+    torch.testing.assert_close(out.patches, features[:, model.num_prefix_tokens :])
+    assert tower.grid(*images.shape[-2:]) == (3, 2)
+    cls_again, final, values = tower.dense(images)
+    torch.testing.assert_close(cls_again, out.cls)
+    torch.testing.assert_close(final, out.patches)
+    assert values.shape == final.shape
+    assert not torch.allclose(values, final)
+    first, last = tower.layers(images, [0, 1])
+    torch.testing.assert_close(last.patches, out.patches)
+    torch.testing.assert_close(last.cls, out.cls)
+    assert not torch.allclose(first.patches, last.patches)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2.lvd142m", "vit_small_patch16_dinov3.lvd1689m"])
+@torch.no_grad()
+def test_the_value_path_is_the_last_block_when_every_token_attends_to_itself_alone(name, monkeypatch):
+    tower, model = tower_of(name, depth=1)
+    images = torch.rand(1, 3, 2 * tower.patch, 2 * tower.patch)
+    values = tower.dense(images)[2]
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, **_: v)
+    alone = model.forward_features(tower.normalised(images))[:, model.num_prefix_tokens :]
+    torch.testing.assert_close(values, alone)
+
+
+@torch.no_grad()
+def test_other_sizes_move_the_positions_with_the_picture():
+    tower, _ = tower_of(DINOV2)
+    assert tower(torch.rand(1, 3, 518, 518)).patches.shape == (1, 37 * 37, 64)
+    assert tower(torch.rand(1, 3, 56, 28)).patches.shape == (1, 8, 64)
+    with pytest.raises(UserError, match="not a multiple of the patch size 14"):
+        tower(torch.rand(1, 3, 57, 28))
+    with pytest.raises(UserError, match="no mask token"):
+        tower(torch.rand(1, 3, 28, 28), torch.zeros(1, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("size", ["base", "giant"])
+@torch.no_grad()
+def test_tipsv2_becomes_a_tower_of_ours_with_its_second_cls(size):
+    name = f"vit_{size}_patch14_reg1_tipsv2"
+    model = random(name, mlp_ratio=4.0, img_size=56)
+    tower = as_tower(model, name).eval()
+    assert isinstance(tower, VisionTower)
+    images = torch.rand(2, 3, 56, 56)  # the position grid as it is: elsewhere timm resizes it by another method
+    expected = model.forward_features(images)
+    out = tower(images)
+    assert (out.cls - expected[:, :2]).abs().max() < 1e-5
+    assert (out.patches - expected[:, 2:]).abs().max() < 1e-5
+
+
+@pytest.fixture
+def dinov2_file(tmp_path, monkeypatch):
+    """A checkpoint of a small DINOv2, under a name that timm then builds small."""
+    model = random(DINOV2)
+    build = timm.create_model
+    monkeypatch.setattr(source_module.timm, "create_model", lambda name, **kw: build(name, **{**SMALL, **kw}))
+    save_file(model.state_dict(), tmp_path / "dino.safetensors")
+    torch.save({"model": model.state_dict()}, tmp_path / "dino.pth")
+    return model, tmp_path
+
+
+@torch.no_grad()
+def test_weights_come_from_a_file(dinov2_file):
+    model, folder = dinov2_file
+    images = torch.rand(1, 3, 28, 28)
+    for file in ("dino.safetensors", "dino.pth"):
+        source = f"timm:{DINOV2}@{folder / file}"
+        opened = open_model(source)
+        assert opened.facts == describe(source)
+        for name, value in model.state_dict().items():
+            assert torch.equal(opened.model.image.trunk.state_dict()[name], value), name
+        cls, patches = opened.model.encode_image(images)
+        assert (cls.shape, patches.shape) == ((1, 1, 64), (1, 2, 2, 64))
+    assert opened.facts.missing is None
+    assert opened.facts.licence == "apache-2.0"
+    assert distill.load(source).encode_text is None
+
+
+def test_damaged_and_other_files_are_one_clear_error(dinov2_file):
+    model, folder = dinov2_file
+
+    def refused(match: str, file: str) -> None:
+        with pytest.raises(UserError, match=match):
+            open_model(f"timm:{DINOV2}@{folder / file}")
+
+    state = model.state_dict()
+    refused(r"No weights at .*absent", "absent.safetensors")
+    for name in ("dino.safetensors", "dino.pth"):
+        content = (folder / name).read_bytes()
+        (folder / f"short_{name}").write_bytes(content[: len(content) // 2])
+        refused(r"Cannot read .*short_dino.*truncated, damaged", f"short_{name}")
+    save_file({**state, "norm.weight": state["norm.weight"] * float("nan")}, folder / "nan.safetensors")
+    refused(r"NaN or infinite values in norm\.weight", "nan.safetensors")
+    save_file({**state, "norm.weight": torch.zeros(3)}, folder / "shape.safetensors")
+    refused(r"does not fit vit_small_patch14_dinov2.*norm\.weight", "shape.safetensors")
+    save_file({"unrelated": torch.zeros(3)}, folder / "other.safetensors")
+    refused(r"does not fit vit_small_patch14_dinov2.*Missing key", "other.safetensors")
+    torch.save([1, 2], folder / "list.pth")
+    refused(r"is not a file of weights", "list.pth")
+
+
+def test_code_in_a_checkpoint_is_not_run(dinov2_file):
+    _, folder = dinov2_file
+
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(folder / "ran"), "w"))
+
+    torch.save({"model": Trap()}, folder / "trap.pth")
+    with pytest.raises(UserError, match="holds code, which is not run"):
+        open_model(f"timm:{DINOV2}@{folder / 'trap.pth'}")
+    assert not (folder / "ran").exists()
+
+
+def test_weights_that_are_not_here_say_where_and_how(monkeypatch, tmp_path):
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    source = "timm:vit_small_patch16_dinov3.lvd1689m"
+    facts = describe(source)
+    assert facts.sha256 is None
+    assert (facts.cls_tokens, facts.registers, facts.position_grid) == (1, 4, None)
+    assert facts.mean == pytest.approx((0.485, 0.456, 0.406))
+    expected = rf"looked for timm/vit_small_patch16_dinov3.lvd1689m in the cache .*give a file: {source}@/path"
+    assert re.search(expected, facts.missing)
+    with pytest.raises(UserError, match=expected):
+        open_model(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("vit_smal_patch14_dinov2", "has no model 'vit_smal_patch14_dinov2'. Did you mean 'vit_small_patch14_dinov2'"),
+        ("vit_small_patch14_dinov2.nope", "unknown tag in .*Allowed: vit_small_patch14_dinov2.lvd142m"),
+        ("resnet18.a1_in1k", "no vision transformer with patch tokens"),
+        ("test_vit", "knows no weights of test_vit|its weights are not on this machine"),
+    ],
+)
+def test_names_that_cannot_be_opened(name, match, monkeypatch):
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=match):
+        open_model(f"timm:{name}")
+
+
+def test_a_block_without_a_plain_value_path_is_refused():
+    tower, _ = tower_of(DINOV2, scale_attn_norm=True)
+    with pytest.raises(UserError, match="no value path that is known here"):
+        tower.dense(torch.rand(1, 3, 28, 28))
