@@ -9,7 +9,7 @@ KINDS = {
     "file": "file:X.safetensors",
     "tips": "tips:VISION.npz[+TEXT.npz][+TOKENIZER.model]",
     "timm": "timm:NAME[.TAG][@FILE]",
-    "open_clip": "open_clip:NAME/TAG",
+    "open_clip": "open_clip:NAME/TAG[@FILE]",
     "hf": "hf:REPO_OR_FOLDER",
 }
 

@@ -6,7 +6,7 @@
 | `file:X.safetensors` | a model that `distill export --to safetensors` wrote |
 | `tips:VISION.npz[+TEXT.npz][+TOKENIZER.model]` | the official TIPS and TIPSv2 files, of PyTorch or JAX |
 | `timm:NAME[.TAG][@FILE]` | a vision transformer of timm; `@FILE` takes its weights from a file |
-| `open_clip:NAME/TAG` | an image-text pair of open_clip; for TAG a checkpoint file serves too |
+| `open_clip:NAME/TAG[@FILE]` | an image-text pair of open_clip; `@FILE` takes its weights from a file |
 | `hf:REPO_OR_FOLDER` | TIPSv2 in the layout of transformers (extra `hf`) |
 """
 

@@ -1,0 +1,147 @@
+"""Pairs of open_clip: image towers of both kinds, texts, and weights from a file."""
+
+from __future__ import annotations
+
+import json
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch.nn import functional as F
+
+from distill.errors import UserError
+from distill.models.sources import describe, open_model
+
+CLIP = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8, "head_width": 32},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+TIMM = {
+    "embed_dim": 24,
+    "custom_text": True,
+    "vision_cfg": {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"},
+    "text_cfg": {**CLIP["text_cfg"], "context_length": 12},
+}
+
+
+@pytest.fixture(params=["clip", "timm"])
+def pair(request, tmp_path):
+    """(name, the pair itself, its weights in a file): small models registered with open_clip."""
+    name = f"small-{request.param}"
+    (tmp_path / f"{name}.json").write_text(json.dumps({"clip": CLIP, "timm": TIMM}[request.param]))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    torch.manual_seed(0)
+    model = open_clip.create_model(name, load_weights=False).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    file = tmp_path / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
+    return name, model, file
+
+
+@torch.no_grad()
+def test_images_and_texts_are_encoded_as_by_open_clip(pair):
+    name, reference, file = pair
+    source = f"open_clip:{name}@{file}"
+    opened = open_model(source)
+    model, facts = opened.model, opened.facts
+    assert facts == describe(source)
+    assert facts.parameters == sum(p.numel() for p in reference.parameters())
+    assert facts.missing is None
+    size = facts.image_size
+    images = torch.rand(2, 3, size, size)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (reference.visual.image_mean, reference.visual.image_std))
+    assert facts.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    cls, patches = model.encode_image(images)
+    torch.testing.assert_close(cls[:, 0], reference.encode_image((images - mean) / std))
+    side = size // facts.patch
+    assert patches.shape == (2, side, side, cls.shape[-1])
+    texts = ["a red disc", "a blue square"]
+    tokens = open_clip.get_tokenizer(name)(texts, context_length=reference.context_length)
+    torch.testing.assert_close(model.encode_text(texts), reference.encode_text(tokens))
+    assert model.temperature.item() == pytest.approx(1 / reference.logit_scale.exp().item(), rel=1e-5)
+    assert model.encode_text(texts).shape[-1] == cls.shape[-1]
+
+
+@torch.no_grad()
+def test_value_path_layers_and_other_sizes(pair):
+    name, _, file = pair
+    tower = open_model(f"open_clip:{name}@{file}").model.image
+    images = torch.rand(1, 3, 6 * tower.patch, 4 * tower.patch)  # not the size it was made for
+    cls, patches = tower(images)
+    again, final, values = tower.dense(images)
+    torch.testing.assert_close((again, final), (cls, patches))
+    assert values.shape == final.shape == (1, 24, tower.width)
+    assert not torch.allclose(values, final)
+    torch.testing.assert_close(tower.layers(images, [tower.depth - 1])[0].patches, patches)
+
+
+@torch.no_grad()
+def test_the_value_path_is_the_last_block_when_every_token_attends_to_itself_alone(pair, monkeypatch):
+    name, _, file = pair
+    tower = open_model(f"open_clip:{name}@{file}").model.image
+    x = torch.rand(1, 3, 4 * tower.patch, 4 * tower.patch)
+    values = tower.dense(x)[2]
+    if name == "small-clip":
+        last = tower.visual.transformer.resblocks[-1]
+        w = last.attn
+
+        def alone(q_x, **_):
+            width = q_x.shape[-1]
+            value = q_x @ w.in_proj_weight[2 * width :].T + w.in_proj_bias[2 * width :]
+            return value @ w.out_proj.weight.T + w.out_proj.bias
+
+        monkeypatch.setattr(last, "attention", alone)
+    else:
+        attention = tower.trunk.blocks[-1].attn
+        monkeypatch.setattr(attention, "forward", lambda y, **_: attention.proj(attention.qkv(y).chunk(3, -1)[2]))
+    torch.testing.assert_close(values, tower(x).patches)
+
+
+def test_positions_follow_the_size_as_open_clip_resizes_them(pair):
+    name, reference, file = pair
+    if name != "small-clip":
+        pytest.skip("timm resizes its own")
+    tower = open_model(f"open_clip:{name}@{file}").model.image
+    bigger = open_clip.create_model(name, pretrained=str(file), force_image_size=48).eval()
+    images = torch.rand(1, 3, 48, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(tower(images).cls[:, 0], bigger.encode_image(tower.normalised(images)))
+    assert F.cosine_similarity(tower(images).cls[:, 0], reference.encode_image(images[..., :32, :32])).item() < 0.9999
+
+
+def test_bad_names_and_files(pair, tmp_path):
+    name, model, file = pair
+
+    def refused(match: str, source: str) -> None:
+        with pytest.raises(UserError, match=match):
+            open_model(f"open_clip:{source}")
+
+    refused(r"no model 'ViT-B-61'\. Did you mean 'ViT-B-16'", "ViT-B-61/openai")
+    refused(r"unknown weights 'opnai'\. Allowed: ViT-B-16/openai", "ViT-B-16/opnai")
+    refused(r"not all trained with one mean and std.*open_clip:ViT-L-14/TAG@FILE", f"ViT-L-14@{file}")
+    refused(r"No weights at .*absent", f"{name}@{tmp_path / 'absent.pt'}")
+    content = file.read_bytes()
+    (tmp_path / "short.safetensors").write_bytes(content[: len(content) // 2])
+    refused(r"truncated, damaged", f"{name}@{tmp_path / 'short.safetensors'}")
+    save_file({"logit_scale": model.logit_scale.detach() * float("nan")}, tmp_path / "nan.safetensors")
+    refused(r"NaN or infinite values in logit_scale", f"{name}@{tmp_path / 'nan.safetensors'}")
+    save_file({"unrelated": torch.zeros(2)}, tmp_path / "other.safetensors")
+    refused(rf"does not fit {name}: .*", f"{name}@{tmp_path / 'other.safetensors'}")
+
+
+def test_weights_that_are_not_here_say_where_and_how():
+    facts = describe("open_clip:ViT-SO400M-16-SigLIP2-384/webli")
+    assert facts.sha256 is None
+    assert (facts.patch, facts.position_grid, facts.image_size, facts.arch.width) == (16, (24, 24), 384, 1152)
+    assert facts.mean == pytest.approx((0.5, 0.5, 0.5))
+    assert "timm/ViT-SO400M-16-SigLIP2-384" in facts.missing
+    assert "give a file: open_clip:ViT-SO400M-16-SigLIP2-384/webli@" in facts.missing
+
+
+def test_a_convolutional_tower_is_refused():
+    with pytest.raises(UserError, match="ModifiedResNet is no vision transformer"):
+        describe("open_clip:RN50/openai")
