@@ -26,8 +26,9 @@ def initialise(
 
     `scratch` leaves a tower as built. `teacher` copies the teacher's tower, of the same shape. `layers` (image only)
     copies a teacher of the same width and patch with only the chosen blocks. `selection` takes evenly spaced blocks,
-    heads and channels of a larger teacher (see `students.selection`). Anything else is the path of a run or
-    checkpoint. The contrastive temperature always starts from the recipe. `UserError` when something does not fit.
+    heads and channels of a larger teacher (see `students.selection`). Anything else is a source of a model whose
+    towers are ours (see `distill.models.sources`). The contrastive temperature always starts from the recipe.
+    `UserError` when something does not fit.
     """
     _initialise_vision(model.image, student, teacher)
     _initialise_text(model, cfg.text.init, teacher)
@@ -41,21 +42,22 @@ def apply_freeze(model: ImageTextModel, freeze: Iterable[str], freeze_text: bool
 def _initialise_vision(tower: VisionTower, student: StudentConfig, teacher: ImageTextModel | None) -> None:
     if student.init == "scratch":
         return
+    if student.init in ("teacher", "layers", "selection"):
+        source = _need_teacher("students.init", student.init, teacher).image
+    else:
+        source = load(student.init).image
+    _check_tower(source, tower, student.init)
     if student.init == "layers":
-        source = _need_teacher("students.init", "layers", teacher).image
         weights = _pick_layers(source, _layers(tower, source, student))
         _copy(tower, weights, "students.init: layers", "Choose an arch of the teacher's width, patch and CLS count.")
     elif student.init == "selection":
-        source = _need_teacher("students.init", "selection", teacher).image
         weights = select_image(source, tower, _layers(tower, source, student))
         fix = "Choose the teacher's patch, CLS count and vision.position_grid."
         _copy(tower, weights, "students.init: selection", fix)
     elif student.init == "teacher":
-        source = _need_teacher("students.init", "teacher", teacher).image
         fix = "For a shallower student of the same width use init: layers."
         _copy(tower, source.state_dict(), "students.init: teacher", fix)
     else:
-        source = load(student.init).image
         fix = f"That model is {source.arch.name}, {source.depth} blocks: use its shape."
         _copy(tower, source.state_dict(), f"students.init: {student.init}", fix)
 
@@ -65,15 +67,34 @@ def _initialise_text(model: ImageTextModel, init: str, teacher: ImageTextModel |
         return
     from_teacher = init in ("teacher", "selection")
     source = _need_teacher("text.init", init, teacher) if from_teacher else load(init)
+    if not isinstance(source.text, TextTower):
+        raise UserError(
+            f"text.init: {init} has no text tower of ours to copy: use scratch, or a source such as "
+            f"tips:VISION.npz+TEXT.npz+TOKENIZER.model."
+        )
+    if source.tokenizer is None:
+        raise UserError(f"text.init: {init} comes without its tokenizer: add +TOKENIZER.model to the source.")
     if source.tokenizer.state() != model.tokenizer.state():
         raise UserError(
             f"text.init: {init} has another tokenizer, so its embeddings mean other words: use its tokenizer."
         )
+    model.text.set_norm_eps(source.text.norm_eps)
     if init == "selection":
         _copy(model.text, select_text(source.text, model.text), "text.init: selection", "Choose a smaller arch.")
         return
     fix = f"That text tower has width {source.text.width} and {source.text.layers} layers: use its shape, or scratch."
     _copy(model.text, source.text.state_dict(), f"text.init: {init}", fix)
+
+
+def _check_tower(source: object, tower: VisionTower, init: str) -> None:
+    """Refuses weights of a tower that computes something else with them."""
+    if not isinstance(source, VisionTower):
+        raise UserError(
+            f"students.init: {init} is not a tower of ours, so its weights mean nothing here: it can teach. To start "
+            f"from one use run:, file:, tips:, hf: or timm's TIPSv2."
+        )
+    if source.gelu != tower.gelu and source.arch.ffn == "gelu":
+        raise UserError(f"students.init: {init} was trained with vision.gelu={source.gelu}, not {tower.gelu}: set it.")
 
 
 def _need_teacher(key: str, value: str, teacher: ImageTextModel | None) -> ImageTextModel:

@@ -3,8 +3,8 @@
 Two layouts are published as flat npz files, one file for the image tower and one for the text tower. `torch` has
 DINOv2's names: LayerScale factors (here folded into the projections they scale), a position slot for the first CLS
 token (added into the token; the position grid is for patches alone) and a "register", which is the second CLS token.
-`jax` is the original, flax names joined by "/", with query, key and value apart and kernels as [in, out]. Two more
-come from libraries: `timm` (image tower only) and `hf`, of transformers.
+`jax` is the original, flax names joined by "/", with query, key and value apart and kernels as [in, out]. Image towers
+also have the layout `timm`; Hugging Face repositories hold the `torch` arrays, each tower under a prefix.
 
 A `Row` says how one group of arrays becomes one group of tensors. Reading, writing, recognising and checking all go
 through the rows.

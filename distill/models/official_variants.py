@@ -43,17 +43,19 @@ def recognise(shapes: Shapes) -> Layout | None:
     return next((layout for name, layout in _MARKS.items() if name in shapes), None)
 
 
-def vision_tower(shapes: Shapes, layout: str) -> VisionTower:
+def vision_tower(shapes: Shapes, layout: str, heads: int | None = None) -> VisionTower:
     """The tower, on the meta device, whose weights these arrays would be. KeyError when an array it goes by is missing.
 
-    The variant follows from shapes alone: width, depth, feed-forward layer and position grid.
+    The variant follows from shapes alone: width, depth, feed-forward layer and position grid. `heads`: what another
+    file says of a PyTorch tower, whose arrays do not say it (None: the family's number for the width).
     """
     if layout == "torch":
         width, _, patch, _ = shapes["patch_embed.proj.weight"]
         grid = round((shapes["pos_embed"][1] - 1) ** 0.5)
         swiglu = "blocks.0.mlp.w3.weight" in shapes
         mlp = shapes["blocks.0.mlp.w3.weight"][1] if swiglu else shapes["blocks.0.mlp.fc1.weight"][0]
-        depth, heads, cls = _numbered(shapes, "blocks."), _heads(width), 1 + ("register_tokens" in shapes)
+        depth, cls = _numbered(shapes, "blocks."), 1 + ("register_tokens" in shapes)
+        heads = heads or _heads(width)
     else:
         root, block = "encoder/ToTokenSequence_0", "encoder/transformer/encoderblock_0"
         patch, _, _, width = shapes[f"{root}/embedding/kernel"]
@@ -67,12 +69,12 @@ def vision_tower(shapes: Shapes, layout: str) -> VisionTower:
         return VisionTower(arch, cls_tokens=cls, position_grid=grid, gelu=GELU[layout], pad=True)
 
 
-def text_tower(shapes: Shapes, layout: str) -> TextTower:
+def text_tower(shapes: Shapes, layout: str, heads: int | None = None) -> TextTower:
     """As `vision_tower`, for a text file."""
     if layout == "torch":
         vocabulary, width = shapes["token_embedding.weight"]
         mlp = shapes["transformer.resblocks.0.mlp.c_fc.weight"][0]
-        layers, heads = _numbered(shapes, "transformer.resblocks."), _heads(width)
+        layers, heads = _numbered(shapes, "transformer.resblocks."), heads or _heads(width)
     else:
         vocabulary, width = shapes["token_emb/emb_var"]
         mlp = shapes["transformer/encoderblock_0/MlpBlock_0/Dense_0/kernel"][1]

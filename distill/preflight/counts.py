@@ -91,7 +91,7 @@ def count_models(config: Config) -> Counts:
         sizes = (facts.image_parameters, facts.text_parameters, count(heads))
         row = (facts.arch, facts.arch.depth, facts.cls_tokens, *sizes, 0, False, False)
         models.append(Model("teacher", "teacher (frozen)", *row))
-        untrained += sum(sizes)
+        untrained += sum(sizes) + 1  # the temperature
         line = f"{facts.line()}  {heads_phrase(opened.prototypes)}"
         meeting = opened.meeting
         notes += [facts.missing] if facts.missing else []

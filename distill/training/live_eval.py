@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from distill.evals.registry import find_task
 from distill.evals.run import evaluate
 from distill.models.pair import ImageTextModel
 from distill.training.loop import TrainState
@@ -23,7 +24,7 @@ def live_evaluation(state: TrainState, folder: Path) -> dict[str, float]:
     if state.fabric.is_global_zero:
         cfg = state.cfg.eval
         results = {
-            name: evaluate(model, cfg.tasks, cfg.dataset, samples=cfg.samples)
+            name: evaluate(model, possible(model, cfg.tasks), cfg.dataset, samples=cfg.samples)
             for name, model in models_of(state).items()
         }
         for name, tasks in results.items():
@@ -32,6 +33,11 @@ def live_evaluation(state: TrainState, folder: Path) -> dict[str, float]:
         _write(results, folder / "evals", state.step)
     state.fabric.barrier()
     return values
+
+
+def possible(model: Any, tasks: list[str]) -> list[str]:
+    """The tasks that a model can take part in: a released teacher may have no text tower."""
+    return [task for task in tasks if model.encode_text is not None or not find_task(task).text]
 
 
 def models_of(state: TrainState) -> dict[str, ImageTextModel]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from distill.models.loading import build_from_checkpoint, entry_of, find_checkpoint, read_checkpoint
+from distill.models.loading import SPARE, build_from_checkpoint, entry_of, find_checkpoint, read_checkpoint
 from distill.models.pair import ImageTextModel
 from distill.models.sources.base import OpenedModel, SourceFacts, files_hash, pair_facts
 
@@ -34,8 +34,8 @@ def learners_of(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def learner_name(source: str, learners: dict[str, Any]) -> str:
-    """The learner that `source` names: what follows `#`, else the first."""
-    return source.partition("#")[2] or next(iter(learners), "")
+    """The learner that `source` names: what follows `#` (of a spare average, its student's name), else the first."""
+    return source.partition("#")[2].removesuffix(SPARE) or next(iter(learners), "")
 
 
 def read(where: str) -> tuple[Path, dict[str, Any], str | None]:

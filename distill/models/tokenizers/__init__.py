@@ -10,6 +10,7 @@ from distill.config.schema import TextConfig
 from distill.errors import UserError, did_you_mean, unknown
 from distill.models.tokenizers.base import Encoded, Tokenizer
 from distill.models.tokenizers.clip import ClipTokenizer
+from distill.models.tokenizers.hf import HfTokenizer
 from distill.models.tokenizers.open_clip import OpenClipTokenizer
 from distill.models.tokenizers.sentence_piece import SentencePieceTokenizer
 from distill.models.tokenizers.words import WordsTokenizer
@@ -19,6 +20,7 @@ __all__ = ["Encoded", "Tokenizer", "build_tokenizer", "load_tokenizer"]
 _LOADERS: dict[str, Callable[[dict[str, Any]], Tokenizer]] = {
     "words": lambda state: WordsTokenizer(state["words"]),
     "clip": lambda state: ClipTokenizer(),
+    "hf": lambda state: HfTokenizer(state["content"]),
     "open_clip": lambda state: OpenClipTokenizer(state["name"]),
     "sentencepiece": lambda state: SentencePieceTokenizer(base64.b64decode(state["model"])),
 }

@@ -29,6 +29,11 @@ def official() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def tokenizer_bytes() -> bytes:
+    return train_tokenizer()
+
+
+def train_tokenizer() -> bytes:
+    """A SentencePiece model as the released one is: pad 0, no begin or end."""
     buffer = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(WORDS), model_writer=buffer, vocab_size=40, pad_id=0, unk_id=1, bos_id=-1, eos_id=-1,
