@@ -61,6 +61,7 @@ def main(args: argparse.Namespace) -> int:
     if args.batch < 1:
         raise UserError(f"--batch {args.batch}: it must be at least 1.")
 
+    from distill.evals.published import beside
     from distill.evals.report import model_hash, show_table, versions
     from distill.models.sources import open_model
 
@@ -69,6 +70,7 @@ def main(args: argparse.Namespace) -> int:
     model = opened.model.to(device)
     results = evaluate_groups(model, requests, args.samples, args.size, args.batch)
     show_table(results)
+    print("".join(f"{line}\n" for line in beside(opened.facts, results)), end="")
     if target is not None:
         content = {
             "model": {"source": args.model, "sha256": model_hash(model)},
