@@ -79,6 +79,7 @@ def _print(report: Report, resolved: Resolved) -> None:
         ("Objective", _objective_lines(resolved)),
         ("Tokens", report.grids),
         ("Data", report.data.lines),
+        ("Kept targets", [report.kept] if report.kept else []),
         (f"Cost of a step, {config.train.batch:,} images (estimate)", _cost_lines(report, resolved)),
         ("Notes", (report.counts.notes if report.counts else []) + report.warnings),
         ("You must supply", [f"{key}=...  {text}" for key, text in report.supply.items()]),

@@ -22,6 +22,7 @@ VERBS = {  # verb: (module, one line for the overview)
     "cp": ("distill.cli", "copy a recipe to a file of your own"),
     "check": ("distill.check", "validate a recipe and show its plan, without training"),
     "run": ("distill.cli", "train: pretrain or distil"),
+    "cache": ("distill.training.cache_cli", "keep a frozen teacher's targets before training"),
     "study": ("distill.study.cli", "run a grid of variants and seeds, and compare them"),
     "eval": ("distill.evals.cli", "evaluate a model"),
     "data": ("distill.data.cli", "pack shards, look into them"),

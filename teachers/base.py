@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from distill.config.schema import ObjectiveConfig
@@ -28,7 +29,14 @@ class Teacher(ABC):
         self.objective = objective
 
     @abstractmethod
-    def targets(self, images: Tensor, clean: ImageOutput | None, temperature: float, learn: bool = True) -> Targets:
+    def targets(
+        self,
+        images: Tensor,
+        clean: ImageOutput | None,
+        temperature: float,
+        learn: bool = True,
+        view: np.ndarray | None = None,
+    ) -> Targets:
         """Targets for the clean global view.
 
         Args:
@@ -36,6 +44,7 @@ class Teacher(ABC):
             clean: the student's own output on the same images, for the modes that share its trunk.
             temperature: teacher temperature of the patch targets.
             learn: whether the batch counts towards the centres.
+            view: what the images are, int64 `[B, 8]`, see `distill.views.batch.VIEW`; for targets that are kept.
         """
 
     def follow(self, momentum: float) -> None:
@@ -70,5 +79,12 @@ class NoTargets(Teacher):
 
     mode = "none"
 
-    def targets(self, images: Tensor, clean: ImageOutput | None, temperature: float, learn: bool = True) -> Targets:
+    def targets(
+        self,
+        images: Tensor,
+        clean: ImageOutput | None,
+        temperature: float,
+        learn: bool = True,
+        view: np.ndarray | None = None,
+    ) -> Targets:
         return Targets(cls=None, patch=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +29,14 @@ class EmaTeacher(Teacher):
         self.trunk = copy.deepcopy(trunk)
 
     @torch.no_grad()
-    def targets(self, images: Tensor, clean: ImageOutput | None, temperature: float, learn: bool = True) -> Targets:
+    def targets(
+        self,
+        images: Tensor,
+        clean: ImageOutput | None,
+        temperature: float,
+        learn: bool = True,
+        view: np.ndarray | None = None,
+    ) -> Targets:
         assert self.heads is not None
         self.forwards += 1
         return self.heads.targets(self.trunk(images), self.objective, temperature, learn)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 from torch import Tensor
 
 from distill.config.schema import ObjectiveConfig
@@ -26,7 +27,14 @@ class EmaHeadTeacher(Teacher):
         super().__init__(TargetHeads(copy.deepcopy(heads), prototypes, width), objective)
         self.student_heads = heads
 
-    def targets(self, images: Tensor, clean: ImageOutput | None, temperature: float, learn: bool = True) -> Targets:
+    def targets(
+        self,
+        images: Tensor,
+        clean: ImageOutput | None,
+        temperature: float,
+        learn: bool = True,
+        view: np.ndarray | None = None,
+    ) -> Targets:
         assert self.heads is not None and clean is not None, "this teacher needs the student's clean pass"
         detached = ImageOutput(clean.cls.detach(), clean.patches.detach())
         return self.heads.targets(detached, self.objective, temperature, learn)

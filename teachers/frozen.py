@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +12,8 @@ from distill.config.schema import ObjectiveConfig
 from distill.models.vision import ImageOutput
 from teachers.base import Teacher
 from teachers.meeting import Meeting, resize_images, resize_patches
-from teachers.targets import TargetHeads, Targets
+from teachers.target_cache import TargetCache
+from teachers.targets import Embedded, TargetHeads, Targets
 
 
 class FrozenTeacher(Teacher):
@@ -22,6 +24,7 @@ class FrozenTeacher(Teacher):
     """
 
     mode = "frozen"
+    cache: TargetCache | None = None
 
     def __init__(self, model: Any, heads: TargetHeads, objective: ObjectiveConfig, meeting: Meeting):
         super().__init__(heads, objective)
@@ -29,16 +32,35 @@ class FrozenTeacher(Teacher):
         self.meeting = meeting
 
     @torch.no_grad()
-    def targets(self, images: Tensor, clean: ImageOutput | None, temperature: float, learn: bool = True) -> Targets:
+    def targets(
+        self,
+        images: Tensor,
+        clean: ImageOutput | None,
+        temperature: float,
+        learn: bool = True,
+        view: np.ndarray | None = None,
+    ) -> Targets:
+        assert self.heads is not None
+        # Frozen centres: they belong to the heads. Only the statistics of feature targets are learnt here.
+        learn = learn and self.objective.patch.target == "features"
+        return self.heads.targets_of(self.embedded(images, view), self.objective, temperature, learn=learn)
+
+    @torch.no_grad()
+    def embedded(self, images: Tensor, view: np.ndarray | None = None) -> Embedded:
+        """What targets are made of: kept from an earlier epoch where there is a cache, else from a pass."""
+        if self.cache is None:
+            return self._embed(images)
+        assert view is not None, "targets are kept by view"
+        return self.cache.serve(view, images.device, lambda: self._embed(images))
+
+    def _embed(self, images: Tensor) -> Embedded:
         assert self.heads is not None
         self.forwards += 1
         output = self.model.image(resize_images(images, self.meeting.size))
         own, student = self.meeting.teacher, self.meeting.student
         if own != student:
             output = ImageOutput(output.cls, resize_patches(output.patches, (own, own), (student, student)))
-        # Frozen centres: they belong to the heads. Only the statistics of feature targets are learnt here.
-        learn = learn and self.objective.patch.target == "features"
-        return self.heads.targets(output, self.objective, temperature, learn=learn)
+        return self.heads.embed(output, self.objective)
 
     def tick(self, center_momentum: float) -> None:
         assert self.heads is not None

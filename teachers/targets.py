@@ -36,6 +36,18 @@ class Targets:
     patch: PatchTargets | None
 
 
+@dataclass
+class Embedded:
+    """What targets are made of, all that a frozen teacher's trunk and heads contribute to them.
+
+    For prototype targets unit bottleneck vectors: with the teacher's prototypes, its centre and a temperature they
+    give the distributions exactly, and are a fraction of the size of features or logits. None where the loss is off.
+    """
+
+    cls: Tensor | None  # [B, d] bottleneck vectors of the global CLS-1
+    patches: Tensor | None  # [B, N, d] bottleneck vectors, or [B, N, D] features to regress
+
+
 class TargetHeads(nn.Module):
     """Teacher heads h_t with their centres: turns a clean image output into targets.
 
@@ -64,12 +76,38 @@ class TargetHeads(nn.Module):
         Args:
             learn: whether this batch counts towards the centres (False for a frozen teacher and when only looking).
         """
-        cls = self._cls(output.cls[:, 0], objective, learn) if objective.cls.weight > 0 else None
-        patch = self._patch(output.patches, objective, patch_temperature, learn) if objective.patch.weight > 0 else None
+        return self.targets_of(self.embed(output, objective), objective, patch_temperature, learn)
+
+    @torch.no_grad()
+    def embed(self, output: ImageOutput, objective: ObjectiveConfig) -> Embedded:
+        """What `targets_of` needs of the teacher's clean output."""
+        cls = self.heads.cls.bottleneck(output.cls[:, 0]) if objective.cls.weight > 0 else None
+        if objective.patch.weight == 0:
+            return Embedded(cls, None)
+        features = objective.patch.target == "features"
+        return Embedded(cls, output.patches if features else self.heads.patch.bottleneck(output.patches))
+
+    def embedded_widths(self, objective: ObjectiveConfig) -> tuple[int | None, int | None]:
+        """Channels of `Embedded.cls` and of `Embedded.patches`; None where the loss is off."""
+        cls = self.heads.cls.directions().shape[1] if objective.cls.weight > 0 else None
+        if objective.patch.weight == 0:
+            return cls, None
+        if objective.patch.target == "features":
+            assert self.feature_norm is not None
+            return cls, len(self.feature_norm.mean)
+        return cls, self.heads.patch.directions().shape[1]
+
+    @torch.no_grad()
+    def targets_of(
+        self, embedded: Embedded, objective: ObjectiveConfig, patch_temperature: float, learn: bool = True
+    ) -> Targets:
+        """Targets from what `embed` gave, now or earlier; arguments as of `targets`."""
+        cls = None if embedded.cls is None else self._cls(embedded.cls, objective, learn)
+        patch = None if embedded.patches is None else self._patch(embedded.patches, objective, patch_temperature, learn)
         return Targets(cls=cls, patch=patch)
 
-    def _cls(self, cls: Tensor, objective: ObjectiveConfig, learn: bool) -> Tensor:
-        bottleneck, directions = self.heads.cls.bottleneck(cls), self.heads.cls.directions()  # [B, d], [K, d]
+    def _cls(self, bottleneck: Tensor, objective: ObjectiveConfig, learn: bool) -> Tensor:
+        directions = self.heads.cls.directions()  # [K, d]
         logits = bottleneck.float() @ directions.float().T  # [B, K]
         if learn:
             self.cls_center.accumulate(logits.mean(0), len(logits))
@@ -83,7 +121,7 @@ class TargetHeads(nn.Module):
             if learn:
                 self.feature_norm.accumulate(patches)
             return FeatureTargets(self.feature_norm(patches))
-        bottleneck, directions = self.heads.patch.bottleneck(patches), self.heads.patch.directions()
+        bottleneck, directions = patches, self.heads.patch.directions()  # [B, N, d], [K, d]
         if objective.patch.balance == "sinkhorn":
             center = sinkhorn_center(bottleneck, directions, temperature)  # [K]
             return PrototypeTargets(bottleneck, directions, center, temperature)

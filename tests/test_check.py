@@ -111,6 +111,26 @@ def test_a_patch_of_another_size_in_the_teacher_is_planned(capsys, tmp_path):
     )
 
 
+def test_kept_targets_are_estimated_and_refused_above_the_limit(capsys, small_run, tmp_path):
+    source = small_run("teacher", **{"train.steps": 1}).folder
+    recipe = ["distill/scenes_tiny_student", f"teacher.source=run:{source}", "heads.prototypes=32"]
+    kept = [f"teacher.cache.path={tmp_path / 'cache'}", "teacher.cache.epochs=3"]
+    status, result = report(capsys, *recipe, *kept)
+    assert status == 0, result["problems"]
+    # 3 x 4,000 views of a CLS and 6 x 6 patches, 16 halves each, and a record of 80 bytes
+    assert f"{12_000 * (37 * 16 * 2 + 80) / 2**20:,.1f} MiB at {tmp_path / 'cache'}" in result["kept"]
+    assert "the teacher sees 75% of the run's images" in result["kept"]  # of 1,000 steps of 16
+    status, result = report(capsys, *recipe, *kept, "teacher.cache.limit=0.01")
+    assert (status, len(result["problems"])) == (1, 1)
+    assert "teacher.cache.limit is 0.01 GiB" in result["problems"][0]
+    _, result = report(capsys, *recipe, *kept, "objective.patch.target=features", "teacher.cache.dtype=fp32")
+    assert "CLS 16 + 36 patches x 128 in fp32" in result["kept"]
+    _, result = report(capsys, "distill/scenes_tiny_student", *kept)
+    assert result["kept"].endswith("the size is known when teacher.source and data.shards are given")
+    assert not (tmp_path / "cache").exists()
+    assert report(capsys, *recipe)[1]["kept"] is None
+
+
 def test_a_study_is_checked_as_a_whole(capsys):
     assert check("study/demo", []) == 0
     out = capsys.readouterr().out

@@ -31,7 +31,10 @@ def error(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["rnu"], "Unknown verb 'rnu'. Did you mean 'run'? Allowed: ls, cp, check, run, study, eval, data, bench"),
+        (
+            ["rnu"],
+            "Unknown verb 'rnu'. Did you mean 'run'? Allowed: ls, cp, check, run, cache, study, eval, data, bench",
+        ),
         (["--resume"], "'--resume' is not a verb. distill is followed by one of: ls,"),
         (["run"], "the following arguments are required: RECIPE. Usage: distill run [-h] [--resume]"),
         (["run", "pretrain/scene_tiny"], "Unknown recipe 'pretrain/scene_tiny'. Did you mean 'pretrain/scenes_tiny'"),
@@ -51,6 +54,8 @@ def error(capsys, tmp_path, monkeypatch):
         (["cp", "pretrain/scenes_tiny", "mine"], "'mine' does not end in .yaml"),
         (["cp", "pretrain/scenes_tiny", "no/such/mine.yaml"], "cannot be written: No such file or directory"),
         (["ls", "nothing-like-it"], "No recipe's name contains 'nothing-like-it'"),
+        (["cache", "distill/scenes_tiny_student"], "leaves these to you: teacher.source=..."),
+        (["cache", "distill/scenes_tiny_student", "teacher.source=run:x"], "teacher.cache.path is null, so nothing is"),
         (["data"], "distill data is followed by one of: pack, look"),
         (["data", "pakc"], "Did you mean 'pack'?"),
         (["eval"], "the following arguments are required: MODEL. Usage: distill eval"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from distill.config import rules_data, rules_models, rules_training
+from distill.config import rules_cache, rules_data, rules_models, rules_training
 from distill.config.finding import Finding
 from distill.config.schema import Config
 
 Rule = Callable[[Config], Iterator[Finding]]
 
-RULES: tuple[Rule, ...] = (*rules_data.RULES, *rules_models.RULES, *rules_training.RULES)
+RULES: tuple[Rule, ...] = (*rules_data.RULES, *rules_models.RULES, *rules_cache.RULES, *rules_training.RULES)
 
 
 def check(config: Config) -> list[Finding]:

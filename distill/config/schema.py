@@ -113,6 +113,21 @@ class StudentConfig:
 
 
 @dataclass
+class CacheConfig:
+    path: str | None = opt(
+        None, "with frozen: folder that keeps what the teacher says, so that it sees each view only once (null: none)"
+    )
+    epochs: int = opt(1, "with a path: epochs with views of their own; then crops, flips and order begin again", low=1)
+    dtype: str = opt("fp16", "with a path: how numbers are kept; fp32 changes none of them", choices=("fp16", "fp32"))
+    limit: float = opt(200.0, "with a path: largest size in GiB; a run that needs more is refused", above=0)
+
+    @property
+    def repeat(self) -> int | None:
+        """After how many epochs the views begin again; None: never."""
+        return None if self.path is None else self.epochs
+
+
+@dataclass
 class TeacherConfig:
     mode: str = opt(
         "ema_head",
@@ -136,6 +151,7 @@ class TeacherConfig:
     tokens: str = opt("masked", "with cotrained: tokens supervised in its own pretraining", choices=TOKENS)
     lr: float | None = opt(None, "with cotrained: its own peak learning rate (null: optim.lr)", above=0)
     momentum: MomentumConfig = opt(MomentumConfig, "schedule of the average")
+    cache: CacheConfig = opt(CacheConfig, "targets kept on disk")
 
 
 @dataclass

@@ -95,7 +95,7 @@ def build_loader(
         check_shards_vs_workers(len(source.shards), cfg.data.workers, world)
         batches = _loader(StreamBatches(source, filler, cfg, size, rank, world, first, last), cfg, size)
     else:
-        order = Order(len(source), cfg.seed, cfg.data.shuffle, cfg.data.epoch)
+        order = Order(len(source), cfg.seed, cfg.data.shuffle, cfg.data.epoch, cfg.teacher.cache.repeat)
         indexed = IndexedBatches(source, order, filler, size, rank, world)
         batches = _loader(indexed, cfg, size, sampler=range(first, last))
     return Loader(batches, max(last - first, 0), here)
@@ -154,7 +154,10 @@ class IndexedBatches(Dataset):
             index = self.order.index(*self.order.split(number + k))
             return index, self.source[index]
 
-        return self.filler.fill(*self.order.split(number), candidate)
+        place = self.order.split(number)
+        views, error = self.filler.fill(*place, candidate)
+        views.view[0] = self.order.row(*place)
+        return views, error
 
 
 class StreamBatches(IterableDataset):

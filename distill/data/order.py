@@ -30,15 +30,18 @@ class Order:
 
     An epoch is `epoch_size` samples (None: one pass). Epochs follow each other through the passes: shorter ones share a
     pass without repeating a sample, longer ones begin the next. Only an epoch of exactly one pass is a permutation.
+    With `repeat`, epoch e has the order of epoch e mod `repeat`.
     """
 
-    def __init__(self, length: int, seed: int = 0, shuffle: int = 0, epoch_size: int | None = None):
+    def __init__(
+        self, length: int, seed: int = 0, shuffle: int = 0, epoch_size: int | None = None, repeat: int | None = None
+    ):
         if length < 1:
             raise UserError(f"The source holds {length} samples; at least 1 is needed. Check data.shards.")
         if shuffle < 0 or (epoch_size is not None and epoch_size < 1):
             raise UserError(f"data.shuffle is {shuffle} and data.epoch {epoch_size}. Allowed: at least 0 and 1.")
         self.length, self.seed, self.shuffle = length, seed, min(shuffle, length)
-        self.epoch_size = epoch_size or length
+        self.epoch_size, self.repeat = epoch_size or length, repeat
         self.run = max(1, self.shuffle // RUN_SHARE)
         self._kept: OrderedDict[tuple[int, ...], np.ndarray] = OrderedDict()
 
@@ -50,13 +53,17 @@ class Order:
         """The source index of the sample at `position` in `epoch`."""
         if not 0 <= position < self.epoch_size:
             raise IndexError(f"position {position} in an epoch of {self.epoch_size}")
-        passes, place = divmod(epoch * self.epoch_size + position, self.length)
+        passes, place = divmod(self.row(epoch, position), self.length)
         if self.shuffle <= 1:
             return place
         window, inside = divmod(place, self.shuffle)
         size = min(self.shuffle, self.length - window * self.shuffle)  # the last window of a pass may be shorter
         shuffled = window * self.shuffle + self._permutation(WINDOW, passes, window, size=size)[inside]
         return self._unroll(passes, int(shuffled))
+
+    def row(self, epoch: int, position: int) -> int:
+        """A number for the place, the same for places with the same sample and crops: counted on, or in the period."""
+        return (epoch if self.repeat is None else epoch % self.repeat) * self.epoch_size + position
 
     def epoch(self, epoch: int) -> Iterator[int]:
         """The source indices of one epoch, in order."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from distill.config.schema import Config
 from distill.data.captions import CaptionPicker
@@ -12,7 +15,7 @@ from distill.data.order import CAPTION, CROPS, MASK, keyed_rng
 from distill.data.sample import Sample, SampleError
 from distill.errors import UserError
 from distill.views.batch import Views
-from distill.views.crops import apply_crops, draw_crops
+from distill.views.crops import Crops, apply_crops, draw_crops
 from distill.views.masks import draw_mask
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ class SlotFiller:
     """Makes `Views` of samples. `grid` is the (rows, columns) of the student's patches in the global crop."""
 
     def __init__(self, cfg: Config, tokenizer: Tokenizer, grid: tuple[int, int]):
-        self.seed, self.grid = cfg.seed, grid
+        self.seed, self.grid, self.repeat = cfg.seed, grid, cfg.teacher.cache.repeat
         self.views, self.mask, self.context = cfg.views, cfg.mask, cfg.text.context
         self.picker = CaptionPicker(cfg.captions)
         self.tokenizer = tokenizer
@@ -54,11 +57,23 @@ class SlotFiller:
         key = (self.seed, epoch, position)
         texts = self.picker.pick(sample, keyed_rng(CAPTION, *key))
         picture = Picture(sample)
-        crops = draw_crops(picture.size, self.views, keyed_rng(CROPS, *key))
+        crops = draw_crops(picture.size, self.views, keyed_rng(CROPS, *self._crops_of(epoch, position)))
         global_, local = apply_crops(picture.decode(crops.least_scale()), crops)
         mask = draw_mask(self.grid, self.mask.ratio, self.mask.kind, keyed_rng(MASK, *key))
         try:
             tokens, valid, cut = self.tokenizer.encode(texts, self.context)  # [C, L]
         except UserError as error:  # nothing in the caption is a word
             raise SampleError(sample.shard, sample.key, f"caption without words ({error})") from error
-        return Views(global_, local, mask, tokens, valid, index, cut)
+        return Views(global_, local, mask, tokens, valid, index, cut, self._view(index, sample, crops))
+
+    def _crops_of(self, epoch: int, position: int) -> tuple[int, int, int]:
+        """What crops and flips depend on: where views repeat, those of epoch e are those of e mod `repeat`."""
+        return self.seed, epoch if self.repeat is None else epoch % self.repeat, position
+
+    def _view(self, index: int, sample: Sample, crops: Crops) -> np.ndarray:
+        """The global view's identity, see `VIEW`; the checksum is left at 0 where nothing is kept by it."""
+        picture = 0
+        if self.repeat is not None:
+            raw = sample.image if isinstance(sample.image, bytes) else np.ascontiguousarray(sample.image)
+            picture = zlib.crc32(raw)
+        return np.array([-1, index, picture, *crops.boxes[0], crops.flips[0]], dtype=np.int64)

@@ -11,11 +11,13 @@ from distill.config.resolved import Resolved
 from distill.config.schema import Config
 from distill.errors import UserError
 from distill.models.sources import describe
+from distill.preflight.cache import expected_cache
 from distill.preflight.cost import REFERENCE_FLOPS, Cost, step_cost
 from distill.preflight.counts import Counts, count_models
 from distill.preflight.data import DataReport, look_at_data
 from distill.training.receipts import head_only_saving, saving_table
 from students import parse_arch
+from teachers.cache_plan import CachePlan
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Report:
     counts: Counts | None = None
     cost: Cost | None = None
     grids: list[str] = field(default_factory=list)
+    kept: str | None = None  # the cache of a frozen teacher's targets, and its size
     problems: list[str] = field(default_factory=list)
     saving: float | None = None  # share of parameters that averaging the heads alone saves over averaging all
     savings: list[tuple[str, int, float]] = field(default_factory=list)  # the same trunk with other heads
@@ -61,12 +64,22 @@ def preflight(resolved: Resolved) -> Report:
         return report
     report.cost = step_cost(config, report.counts, report.precision)
     report.grids = grid_plan(config, report.counts)
+    _add_cache(report, config)
     report.device_days = report.cost.flops * config.train.steps / REFERENCE_FLOPS / 86400
     if config.teacher.mode == "ema_head" and report.counts.averaged:
         first = report.counts.models[0]
         report.saving = head_only_saving(first.image, first.heads)
         report.savings = saving_table(first.image, parse_arch(config.students[0].arch).width)
     return report
+
+
+def _add_cache(report: Report, config: Config) -> None:
+    expected = expected_cache(config)
+    if isinstance(expected, CachePlan):
+        report.kept = expected.line()
+        report.problems += [problem] if (problem := expected.problem()) is not None else []
+    else:
+        report.kept = expected
 
 
 def expected_precision(config: Config) -> str:

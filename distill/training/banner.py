@@ -16,6 +16,7 @@ from distill.data.sample import Source
 from distill.data.stream import StreamSource
 from distill.training.assemble import Assembly
 from distill.training.receipts import Receipts, count
+from teachers.cache_plan import CachePlan
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -36,6 +37,7 @@ def banner(
     source: Source | StreamSource,
     folder: Path,
     fabric: Fabric,
+    kept: CachePlan | None = None,
 ) -> Panel:
     cfg = resolved.config
     table = Table.grid(padding=(0, 2))
@@ -57,6 +59,8 @@ def banner(
         )
     add("objective", objective_line(cfg))
     add("data", data_line(cfg, source))
+    if kept is not None:
+        add("targets", kept.line())
     add("receipts", receipts_line(cfg, assembly, counts))
     if assembly.unused:
         add("", f"{len(assembly.unused)} tensors get no gradient from this objective and are not trained")

@@ -85,7 +85,7 @@ class Distiller(nn.Module):
         cleans = {name: seen.clean for name, seen in views.items()}
         features = self._features(batch, cleans)
         shared = cleans["teacher"] if self.teacher_learner is not None else next(iter(cleans.values()))
-        targets = self.teacher.targets(pixels.images, shared, patch_temperature)
+        targets = self.teacher.targets(pixels.images, shared, patch_temperature, view=batch.view)
         losses: dict[str, Losses] = {
             name: learner.losses(pixels, views[name], features[name], targets, slopes[name] if slopes else None)
             for name, learner in self.learners().items()

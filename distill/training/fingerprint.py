@@ -27,6 +27,9 @@ def fingerprint(cfg: Config, teacher_hash: str | None) -> dict[str, Any]:
         flat["objective.contrastive.negatives"] = "global"
     elif flat["objective.contrastive.negatives"] == "micro":
         flat["objective.contrastive.negatives"] = f"micro, batch / {cfg.train.accumulate}"
+    kept = ("path", "limit") if cfg.teacher.cache.path else ("path", "limit", "epochs", "dtype")
+    for key in kept:  # where targets are kept is not what they are; without a cache nothing about it counts
+        flat.pop(f"teacher.cache.{key}")
     return flat
 
 

@@ -27,6 +27,7 @@ from distill.training import checkpoint, state_io
 from distill.training.assemble import Assembly, assemble
 from distill.training.banner import banner
 from distill.training.guard import Guard
+from distill.training.keep_targets import keep_targets, plan_targets
 from distill.training.live_eval import live_evaluation
 from distill.training.loop import Hooks, Interrupted, TrainState, train
 from distill.training.metrics import MetricLog
@@ -80,12 +81,13 @@ def run(
         return finished
     console = console or Console(stderr=True)
     settle_hardware(resolved)
-    fabric = _fabric(cfg)
+    fabric = make_fabric(cfg)
     source = open_source(cfg.data)
     assembly = assemble(cfg, caption_texts(source, cfg.captions.cls1 + cfg.captions.cls2, TOKENIZER_CAPTIONS))
+    kept = plan_targets(cfg, assembly.teacher, source)
     counts = receipts(assembly.distiller, assembly.teacher, assembly.spares)
     if fabric.is_global_zero:
-        console.print(banner(resolved, assembly, counts, source, folder, fabric))
+        console.print(banner(resolved, assembly, counts, source, folder, fabric, kept))
     if dry_run:
         return RunResult(folder, 0, False)
     if fabric.is_global_zero:
@@ -97,6 +99,8 @@ def run(
         state_io.restore(state, assembly, folder / "checkpoints")
     if state.step == 0:
         torch.manual_seed(cfg.seed + 7919 * (fabric.global_rank + 1))  # dropout and drop path, apart on every rank
+    if kept is not None:
+        keep_targets(cfg, assembly.teacher, kept)
     trunk = next(iter(assembly.distiller.learners().values())).model.image
     loader = build_loader(
         source,
@@ -176,7 +180,8 @@ def cpu_multiplies_bf16() -> bool:
         return False
 
 
-def _fabric(cfg: Config) -> Fabric:
+def make_fabric(cfg: Config) -> Fabric:
+    """Devices, precision and process groups as the recipe asks; starts the other processes."""
     assert cfg.train.threads is not None
     torch.set_num_threads(cfg.train.threads)
     strategy: Any = "auto"

@@ -12,6 +12,14 @@ from torch import Tensor
 
 from distill.data.sample import SampleError
 
+# What a global view is, in whole numbers: its place (epoch and position, see `Order.row`; -1 in a stream), the sample,
+# a checksum of its picture, and the crop's box in pixels of the picture and whether it is mirrored.
+VIEW = ("row", "index", "picture", "left", "top", "right", "bottom", "flip")
+
+
+def no_view() -> np.ndarray:
+    return np.full(len(VIEW), -1, dtype=np.int64)
+
 
 @dataclass
 class Views:
@@ -24,6 +32,7 @@ class Views:
     valid: np.ndarray  # bool [C, L], True = a real token, False = padding
     index: int  # the sample's index in its source
     cut: int = 0  # how many of its captions were longer than the context
+    view: np.ndarray = field(default_factory=no_view)  # int64 [8], see VIEW
 
 
 @dataclass
@@ -38,6 +47,7 @@ class Batch:
     index: Tensor  # int64 [B]
     cut: int = 0  # captions cut to the context, over the batch
     failures: list[SampleError] = field(default_factory=list)  # samples skipped while this batch was filled
+    view: np.ndarray | None = None  # int64 [B, 8], see VIEW; no tensor, as it is of no use on a device
 
     def __len__(self) -> int:
         return self.global_.shape[0]
@@ -80,4 +90,5 @@ def collate(views: list[Views], failures: Iterable[SampleError] = ()) -> Batch:
         index=torch.tensor([v.index for v in views], dtype=torch.int64),
         cut=sum(v.cut for v in views),
         failures=list(failures),
+        view=np.stack([v.view for v in views]),
     )

@@ -58,6 +58,17 @@ REFUSED = [
     (SMALL, ["text.init=selection"], "text.init: selection, but teacher.mode is ema_head"),
     (COTRAINED, ["students.init=selection", "students.arch=B/8"], "B/8 (width 768, gelu) is no part of S/8 (width 384"),
     (COTRAINED, ["teacher.arch=g/8", "students.init=selection"], "gelu) is no part of g/8 (width 1536, swiglu)"),
+    (SMALL, ["teacher.cache.path=c"], "teacher.cache.path: only used with teacher.mode frozen; other teachers change"),
+    (
+        DISTIL,
+        ["teacher.cache.path=c", "objective.patch.weight=0", "objective.cls.weight=0", "views.locals=0"],
+        "teacher.cache.path: there are no targets to keep",
+    ),
+    (
+        DISTIL,
+        ["teacher.cache.path=c", "data.source=shards", "data.shards=pipe:cat a", "data.epoch=9"],
+        "teacher.cache.path: 'pipe:cat a' is a stream, which gives other samples in every pass; copy the shards",
+    ),
     (SMALL, ["teacher.tokens=all"], "the tokens a student is supervised on are objective.patch.tokens"),
     (SMALL, ["teacher.momentum.start=0.9", "teacher.momentum.end=0.5"], "teacher.momentum.start: 0.9 is above"),
     (DISTIL, ["teacher.source=runs/x"], "write run:runs/x for a run's folder"),
@@ -141,6 +152,7 @@ ALLOWED = [
     (SMALL, ["train.batch=4", "train.accumulate=4"]),
     (DISTIL, ["students.init=layers", "students.depth=2", "students.layers=[0, 5]"]),
     (DISTIL, ["students.init=layers"]),
+    (DISTIL, ["teacher.cache.path=c", "teacher.cache.epochs=3", "teacher.cache.dtype=fp32", "teacher.cache.limit=1"]),
     (DISTIL, ["students.init=selection", "text.init=selection"]),
     (COTRAINED, ["students.init=selection", "students.layers=[0,2,4,6,8,10]"]),
     (DISTIL, ["text.init=teacher", "text.freeze=true"]),
@@ -158,6 +170,7 @@ def test_allowed(write, text, overrides):
 WARNED = [
     (SMALL, ["objective.cls.weight=0"], "views.locals: 2 crops are made but not used"),
     (SMALL, ["data.scenes.size=32"], "data.scenes.size: scenes of 32 px are enlarged"),
+    (DISTIL, ["teacher.cache.epochs=3"], "teacher.cache.epochs: not used, as teacher.cache.path is null"),
     (DISTIL, ["teacher.momentum.start=0.9"], "teacher.momentum.start: not used"),
     (DISTIL, ["students.init=teacher", "students.depth=3"], "students.0.depth: with init teacher"),
     (DISTIL, ["objective.patch.weight=0", "objective.cls.weight=0"], "a teacher is loaded but gives no targets"),

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 import torch
 
 from distill.data.loader import build_loader
-from distill.data.order import Order
+from distill.data.order import CROPS, Order, keyed_rng
 from distill.data.sample import Sample
 from distill.data.shards import ShardSource, expand_shards
 from distill.errors import UserError
+from distill.views.crops import draw_crops
 
 GRID = (4, 4)
 
@@ -65,6 +67,20 @@ def test_the_order_is_that_of_order(make, source):
         follower = next(i for i in expected[number:] if i not in (4, 17))
         assert index == (wanted if wanted not in (4, 17) else follower)
     assert sum(wanted in (4, 17) for wanted in expected) >= 2
+
+
+def test_a_view_says_what_it_is(make, source):
+    """Row, sample, checksum of the file's bytes, crop and flip, as drawn; rows are those of places, not of samples."""
+    cfg = make.config()
+    cfg.teacher.cache.path, cfg.teacher.cache.epochs, cfg.train.steps = "anywhere", 1, 8
+    views = np.concatenate([batch.view for batch in load(make, source, cfg=cfg)])
+    assert views[:, 0].tolist() == [number % 30 for number in range(64)]
+    assert np.array_equal(views[:30], views[30:60])
+    for view in views[:30]:
+        assert view[2] == zlib.crc32(source[int(view[1])].image)
+        crops = draw_crops((24, 32), cfg.views, keyed_rng(CROPS, cfg.seed, 0, int(view[0])))
+        assert view[3:].tolist() == [*crops.boxes[0], crops.flips[0]]
+    assert {4, 17} & set(views[:, 1].tolist()) == set()  # those that cannot be decoded are replaced alike each time
 
 
 def test_captions_belong_to_their_image(make, source):

@@ -34,6 +34,16 @@ def test_epochs_of_another_size_go_on_through_the_passes(length, shuffle, size):
     assert drawn == passes[0] + passes[1]
 
 
+@settings(max_examples=60, deadline=None)
+@given(length=sizes, shuffle=shuffles, size=sizes, repeat=st.integers(1, 4), epoch=st.integers(0, 9))
+def test_a_repeating_order_has_the_epochs_of_the_first_period(length, shuffle, size, repeat, epoch):
+    order, plain = Order(length, 3, shuffle, size, repeat), Order(length, 3, shuffle, size)
+    assert list(order.epoch(epoch)) == list(plain.epoch(epoch % repeat))
+    rows = [order.row(number, position) for number in range(repeat) for position in range(size)]
+    assert rows == list(range(repeat * size))
+    assert order.row(epoch, size - 1) == rows[(epoch % repeat) * size + size - 1]
+
+
 def test_epochs_and_seeds_differ():
     order = Order(200, 0, 64)
     assert list(order.epoch(0)) != list(order.epoch(1))

@@ -51,6 +51,19 @@ def test_micro_batches_count_only_where_they_bound_the_negatives():
     assert len({whole, marks(2, "micro"), marks(4, "micro")}) == 3
 
 
+def test_kept_targets_count_by_what_they_are_and_not_by_where():
+    cfg = Config()
+    plain = fingerprint(cfg, None)
+    cfg.teacher.cache.epochs = 3
+    assert fingerprint(cfg, None) == plain  # nothing is kept
+    cfg.teacher.cache.path = "a"
+    with pytest.raises(UserError, match=r"teacher\.cache\.epochs: None in the checkpoint, 3 now"):
+        refuse_other_objective(plain, fingerprint(cfg, None), "c.pt")
+    moved = copy.deepcopy(cfg)
+    moved.teacher.cache.path, moved.teacher.cache.limit = "b", 1.0
+    assert fingerprint(moved, None) == fingerprint(cfg, None)
+
+
 def test_students_and_the_teacher_file_count_but_its_place_does_not():
     cfg = Config(students=[StudentConfig(name="a"), StudentConfig(name="b", arch="S/14")])
     other = copy.deepcopy(cfg)

@@ -56,7 +56,7 @@ def fabric_arguments(monkeypatch, small):
         monkeypatch.setattr(run_module, "cpu_multiplies_bf16", lambda: False)
         resolved = load_config("pretrain/scenes_tiny", small(**changes))
         settle_hardware(resolved)
-        run_module._fabric(resolved.config)
+        run_module.make_fabric(resolved.config)
         return asked
 
     before = torch.get_num_threads()

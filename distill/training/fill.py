@@ -1,0 +1,83 @@
+"""Fills a frozen teacher's cache without training: every view passes the teacher once, in the batches of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from distill.config.load import load_config
+from distill.config.schema import Config
+from distill.data.loader import Failures, build_loader
+from distill.data.sources import caption_texts, open_source
+from distill.errors import UserError
+from distill.training.assemble import assemble
+from distill.training.keep_targets import keep_targets, plan_targets
+from distill.training.run import TOKENIZER_CAPTIONS, make_fabric, settle_hardware
+from teachers.cache_plan import CachePlan
+from teachers.frozen import FrozenTeacher
+
+
+@dataclass
+class Filled:
+    """What became of a cache: its plan, and how many rows were not there before."""
+
+    plan: CachePlan
+    computed: int
+
+
+def fill(recipe: str | Path, overrides: Iterable[str] | dict[str, Any] = ()) -> Filled:
+    """Computes and keeps all targets of the recipe's views that the run will meet; goes on where it was stopped.
+
+    Raises `UserError` when the recipe has no `teacher.cache.path`, and as `distill run` does.
+    """
+    resolved = load_config(recipe, overrides if isinstance(overrides, dict) else list(overrides))
+    cfg = resolved.config
+    resolved.require_complete()
+    if cfg.teacher.cache.path is None:
+        raise UserError("teacher.cache.path is null, so nothing is kept. Set it to a folder: teacher.cache.path=DIR.")
+    settle_hardware(resolved)
+    fabric = make_fabric(cfg)
+    source = open_source(cfg.data)
+    assembly = assemble(cfg, caption_texts(source, cfg.captions.cls1 + cfg.captions.cls2, TOKENIZER_CAPTIONS))
+    teacher = assembly.teacher
+    assert isinstance(teacher, FrozenTeacher)
+    teacher.to(fabric.device)
+    plan = plan_targets(cfg, teacher, source)
+    assert plan is not None
+    cache = keep_targets(cfg, teacher, plan)
+    before = cache.store.present()
+    _limit_steps(cfg, plan)
+    trunk = next(iter(assembly.distiller.learners().values())).model.image
+    loader = build_loader(
+        source,
+        cfg,
+        assembly.tokenizer,
+        grid=trunk.grid(cfg.views.global_size, cfg.views.global_size),
+        start_step=_first_step(cfg, before, plan),
+        rank=fabric.global_rank,
+        world=fabric.world_size,
+    )
+    failures = Failures(cfg.data.max_error_rate, getattr(source, "failures", ()))
+    for batch in track(loader, "targets", total=len(loader), disable=not fabric.is_global_zero, transient=True):
+        failures.add(batch)
+        on_device = batch.to(fabric.device, non_blocking=True)
+        with fabric.autocast():
+            teacher.embedded(on_device.images(), batch.view)
+    fabric.barrier()
+    return Filled(plan, int(cache.store.present().sum() - before.sum()))
+
+
+def _limit_steps(cfg: Config, plan: CachePlan) -> None:
+    """As many steps as it takes to meet every row once."""
+    cfg.train.steps = -(-plan.used // cfg.train.batch)
+
+
+def _first_step(cfg: Config, present: np.ndarray, plan: CachePlan) -> int:
+    """The first step with a row that is not there; `cfg.train.steps` when all are."""
+    missing = np.flatnonzero(~present[: plan.used])
+    return int(missing[0]) // cfg.train.batch if len(missing) else cfg.train.steps
