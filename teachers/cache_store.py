@@ -93,11 +93,11 @@ class Store:
 
     def write(self, row: int, view: np.ndarray, data: np.ndarray) -> None:
         """Keeps `data`, uint8 `[row_bytes]`, of the view `[8]`. Raises `UserError` when there is no space."""
-        record = np.array([MARK, *view, zlib.crc32(data)], dtype=np.int64)
+        record = np.array([MARK, *view, zlib.crc32(data.data)], dtype=np.int64)
         name, offset = self._place(row)
         try:
-            _write(self._file(name), memoryview(data), offset)
-            _write(self._file("records.bin"), memoryview(record).cast("B"), row * RECORD_BYTES)
+            _write(self._file(name), data.data, offset)
+            _write(self._file("records.bin"), record.data.cast("B"), row * RECORD_BYTES)
         except OSError as error:
             free = shutil.disk_usage(self.folder).free / 2**30
             raise UserError(

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from distill.views.batch import VIEW
 from teachers.cache_store import Store
 from teachers.targets import Embedded
 
-DTYPES = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
+DTYPES: dict[str, np.dtype[Any]] = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
 ROW, INDEX = VIEW.index("row"), VIEW.index("index")
 BOX = slice(VIEW.index("left"), VIEW.index("flip") + 1)
 

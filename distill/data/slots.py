@@ -74,6 +74,6 @@ class SlotFiller:
         """The global view's identity, see `VIEW`; the checksum is left at 0 where nothing is kept by it."""
         picture = 0
         if self.repeat is not None:
-            raw = sample.image if isinstance(sample.image, bytes) else np.ascontiguousarray(sample.image)
+            raw = sample.image if isinstance(sample.image, bytes) else np.ascontiguousarray(sample.image).data
             picture = zlib.crc32(raw)
         return np.array([-1, index, picture, *crops.boxes[0], crops.flips[0]], dtype=np.int64)
