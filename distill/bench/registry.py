@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {  # name: (module, one line)
         "distill.bench.prototype_loss",
         "cross-entropy over prototypes, in chunks or whole",
     ),
+    "kept_targets": ("distill.bench.kept_targets", "a frozen teacher's targets, read from disk or by a pass"),
 }
 
 

@@ -13,7 +13,7 @@ from distill.training.fingerprint import LOSS_VERSION
 
 # Keys that change where or how a run is written down, not what is learnt.
 SILENT = ["name", "log", "eval", "guard", "data.workers", "data.scenes.cache"]
-SILENT += ["train.threads", "train.checkpoint_every", "train.keep", "train.log_every"]
+SILENT += ["teacher.cache.limit", "train.threads", "train.checkpoint_every", "train.keep", "train.log_every"]
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -117,10 +117,22 @@ def cell_cost(spec: dict[str, Any], folder: Path, rows: list[dict[str, float]]) 
         "train_seconds": seconds,
         "step_ms": 1000 * seconds / steps,
         "images_per_s": steps * batch / seconds if seconds else 0.0,
-        "teacher_forwards": steps * batch if content["teacher.mode"] in FORWARDS else 0,
+        "teacher_forwards": teacher_images(content, folder / RUN),
         "threads": spec["threads"],
         **(read_json(folder / COST) or {}),
     }
+
+
+def teacher_images(content: dict[str, Any], run: Path) -> int:
+    """Images that went through a teacher trunk of its own; where targets are kept on disk, the run has counted them."""
+    if content["teacher.mode"] not in FORWARDS:
+        return 0
+    if content.get("teacher.cache.path") is None:
+        return content["train.steps"] * content["train.batch"]
+    from distill.models.loading import find_checkpoint, read_checkpoint
+
+    passes = read_checkpoint(find_checkpoint(run))["teacher"]["state"]["forwards"]  # micro-batches of one rank
+    return passes * content["train.batch"] // content["train.accumulate"]
 
 
 def peak_memory_mb() -> float:

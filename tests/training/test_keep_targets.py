@@ -21,6 +21,7 @@ from distill.data.loader import build_loader
 from distill.data.sources import open_source
 from distill.errors import UserError
 from distill.models.vision import VisionTower
+from distill.study.cell import teacher_images
 from distill.training.checkpoint import existing
 from distill.training.fill import fill
 from teachers.cache_store import Store
@@ -85,8 +86,11 @@ def test_runs_that_fill_and_that_read_are_the_run_without(small_run, keep):
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_the_teacher_sees_each_view_once(small_run, keep, epochs):
-    small_run("a", **keep(**{"train.steps": 5, "teacher.cache.epochs": epochs}))
+    folder = small_run("a", **keep(**{"train.steps": 5, "teacher.cache.epochs": epochs})).folder
     assert keep.passes == [8] * (2 * epochs)
+    content = {"teacher.mode": "frozen", "train.steps": 5, "train.batch": 8, "train.accumulate": 1}
+    assert teacher_images(content, folder) == 40  # what a study says of a run without a cache
+    assert teacher_images(content | {"teacher.cache.path": "x"}, folder) == 2 * epochs * 8
 
 
 @pytest.mark.parametrize("target", ["features", "prototypes"])
