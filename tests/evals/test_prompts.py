@@ -58,3 +58,11 @@ def test_prompts_reach_the_model(stub, arrays, paint):
     assert model.texts[:2] == ["a photo of a a cat.", "a photo of a a dog."]
     assert result.protocol["prompts"] == "photo" and result.protocol["classes"][0] == "a cat"
     assert next(iter(result.details["iou_final"])) == "cat"
+
+
+def test_clips_prompts_are_those_of_open_clip():
+    """Read there by calling them: the package holds functions of the class name."""
+    from open_clip import OPENAI_IMAGENET_TEMPLATES, SIMPLE_IMAGENET_TEMPLATES
+
+    assert templates("clip80") == [fill("{}") for fill in OPENAI_IMAGENET_TEMPLATES]
+    assert templates("clip7") == [fill("{}") for fill in SIMPLE_IMAGENET_TEMPLATES]
