@@ -36,6 +36,18 @@ def opt(
 TEACHER_MODES = ("frozen", "ema", "ema_head", "cotrained", "none")
 TOKENS = ("masked", "visible", "all")
 SOURCES = ("scenes", "shards")
+EVAL_TASKS = (  # `distill.evals.registry`, which cannot be imported here: it needs torch
+    "zeroshot_seg",
+    "zeroshot_cls",
+    "retrieval",
+    "knn",
+    "linear_patch",
+    "linear_cls",
+    "linear_seg",
+    "depth",
+    "normals",
+    "instance",
+)
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -287,7 +299,7 @@ class GuardConfig:
 @dataclass
 class EvalConfig:
     every: int = opt(0, "steps between live evaluations of student and teacher (0: only at the end)", low=0)
-    tasks: list[str] = opt([], "which tasks", choices=("zeroshot_seg", "retrieval", "knn", "linear_patch"))
+    tasks: list[str] = opt([], "which tasks", choices=EVAL_TASKS)
     dataset: str = opt("scenes", "DATASET or DATASET:PATH, as in `distill eval`")
     samples: int = opt(512, "images per task", low=8)
 

@@ -11,5 +11,5 @@ FOLDER = Path(__file__).with_name("data")
 
 @cache
 def class_list(name: str) -> tuple[str, ...]:
-    """The names of `data/NAME.json` in the order of the labels; `{"source": where they come from, "classes": [...]}`."""
+    """The names in `data/NAME.json`, in the order of the labels: `{"source": ..., "classes": [...]}`."""
     return tuple(json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["classes"])

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from distill.errors import UserError
 from distill.evals.datasets.base import TRAIN, EvalDataset
 from distill.evals.features import Batch, Encoder, Needs, device_of, run_pass
 from distill.evals.prompts import TextCache
@@ -41,9 +40,10 @@ def check_tasks(model: Any, tasks: Mapping[type[Task], Mapping[str, Any]], datas
     """Raises UserError, before any work, for an unknown option or for what model or dataset lack."""
     for task, options in tasks.items():
         dataset.require(f"Task '{task.name}'", *task.requires)
-        task.options_from(options, dataset)
-        if task.text and getattr(model, "encode_text", None) is None:
-            raise UserError(f"Task '{task.name}' compares images with texts, but the model has no text tower.")
+        chosen = task.options_from(options, dataset)
+        if task.fits(chosen):
+            dataset.require(f"Task '{task.name}'", TRAIN)
+        task.check_model(model, chosen)
 
 
 def run_tasks(
@@ -66,7 +66,7 @@ def run_tasks(
         running = [task(context, task.options_from(options, dataset)) for task, options in tasks.items()]
         prepared = time.perf_counter() - started
         seconds = {task.name: prepared for task in running}
-        _show(model, [task for task in running if TRAIN in task.requires], "train", dataset, batch, progress, seconds)
+        _show(model, [task for task in running if task.fits(task.options)], "train", dataset, batch, progress, seconds)
         _show(model, running, "test", dataset, batch, progress, seconds)
         return {task.name: _result(task, dataset, seconds[task.name]) for task in running}
 

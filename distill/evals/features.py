@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,7 +27,7 @@ PENDING_IMAGES = 512  # most images that wait for others of their shape
 class Encoder(Protocol):
     """What evaluation asks of a model (`distill.models.pair.ImageTextModel` has it)."""
 
-    image: Any  # the vision tower; only its `patch` (pixels) is read
+    image: Any  # the vision tower; its `patch` (pixels) is read, and by tasks on earlier blocks `depth` and `layers`
 
     def encode_image(self, images: Tensor, values: bool = False) -> tuple[Tensor, Tensor]:
         """`[B, 3, H, W]` in [0, 1] -> CLS `[B, C, D]`, patches `[B, h, w, D]` (`values`: the value path's)."""
@@ -47,6 +47,7 @@ class Batch:
     cls: Tensor | None = None  # [B, C, D]
     patches: Tensor | None = None  # [B, h, w, D] final tokens
     values: Tensor | None = None  # [B, h, w, D] value path of the last block
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # block -> CLS [B, C, D], [B, h, w, D]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ class Needs:
     """What a task reads from a pass."""
 
     encode: bool = True  # CLS and final patch tokens
+    layers: tuple[int, ...] = ()  # blocks whose outputs it reads, from 0
     values: bool = False  # the value path's patch tokens as well
     masks: bool = False  # the examples' masks
+    depth: bool = False  # the examples' depth
+    normals: bool = False  # the examples' normals
     fit: str = "keep"  # how images are resized: one of FITS
 
 
@@ -110,6 +114,16 @@ def encode_both(model: Encoder, images: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return *model.encode_image(images), model.encode_image(images, values=True)[1]
 
 
+def encode_layers(model: Encoder, images: Tensor, blocks: Iterable[int]) -> dict[int, tuple[Tensor, Tensor]]:
+    """By block, after the model's final norm: CLS `[B, C, D]` and patches `[B, h, w, D]`, float32."""
+    wanted = sorted(blocks)
+    if not wanted:
+        return {}
+    grid = model.image.grid(*images.shape[-2:])
+    outputs = model.image.layers(images, wanted)
+    return {at: (cls.float(), patches.float().unflatten(1, grid)) for at, (cls, patches) in zip(wanted, outputs)}
+
+
 def run_pass(
     model: Encoder,
     dataset: EvalDataset,
@@ -132,6 +146,7 @@ def run_pass(
         if any(reader.needs.encode for reader in who):
             values = any(reader.needs.values for reader in who)
             features.cls, features.patches, features.values = encode(model, features.images, values)
+        features.layers = encode_layers(model, features.images, {at for reader in who for at in reader.needs.layers})
         for reader in who:
             begin = time.perf_counter()
             reader(features)
@@ -154,9 +169,9 @@ def batches(
     Images wait until `batch` of their shape have come; when too many wait, the fullest group goes first.
     """
     waiting: dict[tuple, list[tuple[Example, Tensor]]] = defaultdict(list)
-    masks = any(reader.needs.masks for reader in readers)
+    labels = {name: any(getattr(reader.needs, name) for reader in readers) for name in ("masks", "depth", "normals")}
     for index in range(len(dataset)):
-        example = dataset.load(index, masks=masks)
+        example = dataset.load(index, **labels)
         height, width = example.image.height, example.image.width
         wanted: dict[tuple[int, int], list[int]] = defaultdict(list)  # shape -> positions in `readers`
         for at, reader in enumerate(readers):

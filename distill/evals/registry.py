@@ -1,16 +1,34 @@
-"""The tasks there are. A new task is a file with a `Task`, and a line here."""
+"""The tasks there are. A new task is a file with a `Task`, a line here, and its name in the choices of `eval.tasks`."""
 
 from __future__ import annotations
 
 from distill.errors import unknown
+from distill.evals.depth import Depth
+from distill.evals.instance import InstanceRetrieval
 from distill.evals.knn import NearestNeighbours
+from distill.evals.linear_cls import LinearClassification
 from distill.evals.linear_patch import PatchProbe
+from distill.evals.linear_seg import LinearSegmentation
+from distill.evals.normals import SurfaceNormals
 from distill.evals.retrieval import Retrieval
 from distill.evals.task import Task
+from distill.evals.zeroshot_cls import ZeroShotClassification
 from distill.evals.zeroshot_seg import ZeroShotSegmentation
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (ZeroShotSegmentation, Retrieval, NearestNeighbours, PatchProbe)
+    task.name: task
+    for task in (
+        ZeroShotSegmentation,
+        ZeroShotClassification,
+        Retrieval,
+        NearestNeighbours,
+        PatchProbe,
+        LinearClassification,
+        LinearSegmentation,
+        Depth,
+        SurfaceNormals,
+        InstanceRetrieval,
+    )
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from distill.errors import UserError
@@ -53,6 +54,7 @@ class _AnyModel:
     """Stands for a model that has everything, when only the data is checked."""
 
     encode_text = True
+    image = SimpleNamespace(layers=True)
 
 
 def _named(tasks: Mapping[str, Mapping[str, Any]] | Iterable[str]) -> dict[str, Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from distill.errors import UserError, unknown
-from distill.evals.datasets.base import EvalDataset
+from distill.evals.datasets.base import TRAIN, EvalDataset
 from distill.evals.features import Batch, Encoder, Needs
 from distill.evals.prompts import TextCache
 
@@ -42,7 +42,7 @@ class TaskOptions:
 class Task(ABC):
     """One evaluation task. A new one is a file with a subclass, and a line in `distill.evals.registry`.
 
-    `requires` names what the dataset must have. A task that requires TRAIN is shown the train split through `fit`
+    `requires` names what the dataset must have. A task that `fits` something is shown the train split through `fit`
     first; every task is then shown the dataset through `read`, each image once, in batches of one shape.
     """
 
@@ -50,6 +50,7 @@ class Task(ABC):
     requires: ClassVar[tuple[str, ...]]
     text: ClassVar[bool] = False  # whether it needs the model's text tower
     headline: ClassVar[tuple[str, ...]]  # the metrics a table shows
+    units: ClassVar[Mapping[str, str]] = {}  # of headline metrics that are no shares, such as "m"
     Options: ClassVar[type[TaskOptions]]  # a dataclass; every field has a default
 
     def __init__(self, context: Context, options: Any):
@@ -60,8 +61,19 @@ class Task(ABC):
     def needs(self) -> Needs:
         """What it reads from a pass."""
 
+    @classmethod
+    def fits(cls, options: Any) -> bool:
+        """Whether it is shown the train split, with these options."""
+        return TRAIN in cls.requires
+
+    @classmethod
+    def check_model(cls, model: Any, options: Any) -> None:
+        """UserError for what the model lacks."""
+        if cls.text and getattr(model, "encode_text", None) is None:
+            raise UserError(f"Task '{cls.name}' compares images with texts, but the model has no text tower.")
+
     def fit(self, batch: Batch) -> None:
-        """One batch of the train split (tasks that require TRAIN)."""
+        """One batch of the train split (tasks that fit something)."""
         raise NotImplementedError(f"{self.name} does not fit anything")
 
     @abstractmethod
@@ -105,3 +117,32 @@ def choice(task: str, option: str, value: Any, allowed: tuple[str, ...]) -> None
     """Raises UserError unless `value` is one of `allowed`."""
     if value not in allowed:
         raise unknown(f"{task}.{option}", str(value), allowed)
+
+
+def require_layers(task: str, model: Any) -> None:
+    """Raises UserError for a model that does not give the outputs of earlier blocks."""
+    if not hasattr(model.image, "layers"):
+        raise UserError(f"Task '{task}' reads the outputs of earlier blocks, which this model does not give.")
+
+
+def at_least(task: str, option: str, value: float, least: float) -> None:
+    """Raises UserError for a value below `least`."""
+    if value < least:
+        raise UserError(f"{task}.{option} = {value}: it must be at least {least:g}.")
+
+
+def above_zero(task: str, option: str, value: float) -> None:
+    """Raises UserError for a value of 0 or less."""
+    if value <= 0:
+        raise UserError(f"{task}.{option} = {value}: it must be above 0.")
+
+
+def rates_of(task: str, option: str, given: Any) -> list[float]:
+    """Learning rates of a sweep: one number or several, all above 0."""
+    rates = list(given) if isinstance(given, list | tuple) else [given]
+    numbers = [rate for rate in rates if isinstance(rate, int | float) and not isinstance(rate, bool) and rate > 0]
+    if not rates or len(numbers) != len(rates):
+        raise UserError(f"{task}.{option} = {rates}: it must be numbers above 0, such as 0.001 or 0.001,0.01.")
+    if len(set(rates)) != len(rates):
+        raise UserError(f"{task}.{option} = {rates} repeats one. Give each once.")
+    return [float(rate) for rate in rates]

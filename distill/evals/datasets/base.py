@@ -66,6 +66,7 @@ class EvalDataset:
     has: frozenset[str]
     class_names: list[str] = field(default_factory=list)  # of mask values, or of image labels
     prompt_names: list[str] = field(default_factory=list)  # what prompts say for each class (default: the class names)
+    label_classes: list[int] = field(default_factory=list)  # what an image's label can be (default: every class)
     ignore: int = 255  # mask value that is not scored
     prompts: str = "tcl"  # prompt set used unless a task is given another
     caption_fields: list[str] = field(default_factory=list)
@@ -75,6 +76,7 @@ class EvalDataset:
 
     def __post_init__(self) -> None:
         self.prompt_names = self.prompt_names or list(self.class_names)
+        self.label_classes = self.label_classes or list(range(len(self.class_names)))
         if len(self.prompt_names) != len(self.class_names):
             raise UserError(
                 f"{self.name}: prompt_names has {len(self.prompt_names)} entries for {len(self.class_names)} classes. "

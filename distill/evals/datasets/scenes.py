@@ -50,6 +50,7 @@ def open_scenes(
         length=length,
         has=frozenset({MASKS, CAPTIONS, LABELS, DEPTH, NORMALS}),
         class_names=list(source.classes),
+        label_classes=[at for at, name in enumerate(source.classes) if name in THINGS],
         prompts="plain",
         caption_fields=list(source[0].captions),
         caption_field=field or CAPTION_FIELD,

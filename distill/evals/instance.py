@@ -1,0 +1,148 @@
+"""Instance retrieval: the nearest image should show the same instance.
+
+Protocol (UnED, Ypsilantis et al. 2023, as the paper's Table 7 uses it): features of the frozen model, unit length; an
+image counts when the nearest image of the index, by cosine, has its label (recall@1). The index holds images of the
+same domain only; the score is the mean over domains, each counting alike. A dataset without domains is one domain.
+
+- `index=train`: queries are the evaluated split, the index is the train split (UnED: test and index).
+- `index=rest`: each image is searched among all others of the evaluated split.
+- Unsaid, it is train where there is a train split. Queries whose label is not in the index have no right answer: they
+  are left out and counted.
+
+Every feature is scored: CLS-1, CLS-2, and `patches`, the mean of the final patch tokens. Images are resized to a square
+(`fit`). `recall1_chance`: an index image at random. On the scenes the class of the dominant thing is the instance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.errors import UserError
+from distill.evals.datasets.base import LABELS, TRAIN, EvalDataset
+from distill.evals.engine import run_task
+from distill.evals.features import FITS, Batch, Encoder, Needs
+from distill.evals.results import TaskResult
+from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
+
+INDICES = ("train", "rest")
+ROWS = 1024  # queries compared at a time
+ONE_DOMAIN = "all"
+
+
+@dataclass
+class InstanceOptions(TaskOptions):
+    index: str | None = None  # where neighbours are looked for: train or rest (None: train where there is one)
+    fit: str = "square"  # how images are resized: square or keep
+
+    def resolve(self, dataset: EvalDataset) -> None:
+        self.index = self.index or ("train" if TRAIN in dataset.has else "rest")
+        choice("instance", "index", self.index, INDICES)
+        choice("instance", "fit", self.fit, FITS)
+
+
+class _Images:
+    """Unit features by name, labels and domains of the images that have a label."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[Tensor]] = {}
+        self.labels: list[int] = []
+        self.domains: list[str] = []
+
+    def add(self, batch: Batch) -> None:
+        assert batch.cls is not None and batch.patches is not None
+        kept = [at for at, example in enumerate(batch.examples) if example.label is not None]
+        self.labels += [example.label for example in batch.examples if example.label is not None]
+        self.domains += [batch.examples[at].domain or ONE_DOMAIN for at in kept]
+        named = {f"cls{at + 1}": batch.cls[:, at] for at in range(batch.cls.shape[1])}
+        named["patches"] = batch.patches.mean((1, 2))
+        for name, feature in named.items():
+            self.parts.setdefault(name, []).append(F.normalize(feature[kept], dim=-1))
+
+    def of(self, domain: str) -> tuple[Tensor, Tensor]:
+        """Positions and labels of a domain's images, `[n]` each."""
+        at = torch.tensor([i for i, name in enumerate(self.domains) if name == domain], dtype=torch.int64)
+        return at, torch.tensor(self.labels)[at]
+
+
+class InstanceRetrieval(Task):
+    name = "instance"
+    requires = (LABELS,)
+    headline = ("recall1_cls1", "recall1_cls2", "recall1_patches", "recall1_chance")
+    Options = InstanceOptions
+
+    def __init__(self, context: Context, options: InstanceOptions):
+        super().__init__(context, options)
+        self.queries = _Images()
+        self.index = _Images() if options.index == "train" else self.queries
+
+    @classmethod
+    def fits(cls, options: InstanceOptions) -> bool:
+        return options.index == "train"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(fit=self.options.fit)
+
+    def fit(self, batch: Batch) -> None:
+        self.index.add(batch)
+
+    def read(self, batch: Batch) -> None:
+        self.queries.add(batch)
+
+    def outcome(self) -> Outcome:
+        name = self.context.dataset.name
+        by_domain: dict[str, dict[str, float]] = {}
+        images = without = 0
+        for domain in sorted(set(self.queries.domains)):
+            scores, asked, left_out = self._domain(domain)
+            images, without = images + asked, without + left_out
+            if asked:
+                by_domain[domain] = scores
+        if not by_domain:
+            raise UserError(f"{name}: no image has its label in the index, so nothing can be found.")
+        names = next(iter(by_domain.values()))
+        metrics = {key: sum(scores[key] for scores in by_domain.values()) / len(by_domain) for key in names}
+        counts = {"images": images, "index_images": len(self.index.labels), "domains": len(by_domain)}
+        if without:
+            counts["images_without_match"] = without
+        return Outcome(metrics, self.protocol(), counts, {"domains": by_domain})
+
+    def _domain(self, domain: str) -> tuple[dict[str, float], int, int]:
+        """Recall@1 by feature and its chance, the number of queries, and of those left out."""
+        at, labels = self.queries.of(domain)
+        others, theirs = self.index.of(domain)
+        itself = self.index is self.queries
+        matches = torch.stack([(theirs == label).sum() for label in labels]) - int(itself)  # [n]
+        asked = matches > 0
+        left_out = int((~asked).sum())
+        if not asked.any():
+            return {}, 0, left_out
+        scores = {}
+        for name, parts in self.queries.parts.items():
+            queries, index = torch.cat(parts)[at], torch.cat(self.index.parts[name])[others]
+            found = theirs[nearest(queries, index, itself)]
+            scores[f"recall1_{name}"] = float((found == labels)[asked].float().mean())
+        share = matches[asked].double() / (len(others) - int(itself))
+        scores["recall1_chance"] = float(share.mean())
+        return scores, int(asked.sum()), left_out
+
+
+def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
+    """Instance retrieval on `dataset` with `InstanceOptions`; the protocol is in the module's docstring."""
+    return run_task(InstanceRetrieval, model, dataset, **options)
+
+
+def nearest(queries: Tensor, index: Tensor, itself: bool) -> Tensor:
+    """Positions `[Q]` in index `[N, D]` of the highest cosine to queries `[Q, D]`; `itself`: not a query's own."""
+    found = []
+    for start in range(0, len(queries), ROWS):
+        scores = queries[start : start + ROWS] @ index.T  # [q, N]
+        if itself:
+            scores.diagonal(start).fill_(-torch.inf)
+        found.append(scores.argmax(1).cpu())
+    return torch.cat(found)
