@@ -48,6 +48,7 @@ EVAL_TASKS = (  # `distill.evals.registry`, which cannot be imported here: it ne
     "normals",
     "instance",
 )
+DECODERS = ("auto", "pillow", "simplejpeg")
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -69,6 +70,9 @@ class DataConfig:
     shuffle: int = opt(10000, "shuffle window in samples (0: the stored order)", low=0)
     epoch: int | None = opt(None, "samples in an epoch (null: all; required for pipes and urls)", low=1)
     workers: int = opt(2, "loader processes per rank (0: load in the training process)", low=0)
+    decoder: str = opt(
+        "auto", "of JPEGs; auto: simplejpeg where it is installed (extra: fast), else pillow", choices=DECODERS
+    )
     max_error_rate: float = opt(0.01, "share of unreadable samples above which the run stops", low=0, high=1)
 
 

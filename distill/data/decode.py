@@ -7,7 +7,9 @@ import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
+from distill.data.decoders import PILLOW, SIMPLEJPEG, decode_simply, shrink_for
 from distill.data.sample import Sample, SampleError
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -15,24 +17,28 @@ ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
 
 
 class Picture:
-    """An opened image: its size is known, its pixels not yet decoded. Raises SampleError for bytes it cannot open."""
+    """An opened image: its size is known, its pixels not yet decoded. Raises SampleError for bytes it cannot open.
 
-    def __init__(self, sample: Sample):
-        self.shard, self.key = sample.shard, sample.key
+    `decoder`, pillow or simplejpeg, is what decodes plain JPEGs; Pillow reads the rest: CMYK, PNG, WebP, damaged files.
+    """
+
+    def __init__(self, sample: Sample, decoder: str = PILLOW):
+        self.shard, self.key, self.decoder = sample.shard, sample.key, decoder
         if isinstance(sample.image, np.ndarray):
             self.pixels: np.ndarray | None = sample.image  # [H, W, 3]
             self.size: tuple[int, int] = sample.image.shape[:2]  # (height, width), upright
             return
         self.pixels = None
+        self._data = sample.image
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 self._image = Image.open(io.BytesIO(sample.image), formats=FORMATS)
-            turned = self._image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            self._orientation = self._image.getexif().get(ORIENTATION, 1)
         except Exception as error:
             raise self._fail(error) from error
         width, height = self._image.size
-        self.size = (width, height) if turned else (height, width)
+        self.size = (width, height) if self._orientation in (5, 6, 7, 8) else (height, width)
 
     def decode(self, scale: float = 1.0) -> np.ndarray:
         """Pixels, uint8 `[H, W, 3]`, upright, transparency on white. Call once. Raises SampleError for corrupt data.
@@ -42,12 +48,22 @@ class Picture:
         if self.pixels is not None:
             return self.pixels
         try:
-            if scale < 1 and self._image.mode in ("RGB", "L", "YCbCr"):
-                width, height = self._image.size
-                self._image.draft(None, (round(width * scale), round(height * scale)))
+            if isinstance(self._image, JpegImageFile) and self._image.mode in ("RGB", "L"):
+                return self._decode_jpeg(scale)
             return np.asarray(to_rgb(ImageOps.exif_transpose(self._image)))
         except Exception as error:
             raise self._fail(error) from error
+
+    def _decode_jpeg(self, scale: float) -> np.ndarray:
+        width, height = self._image.size  # as stored
+        shrink = shrink_for((height, width), scale)
+        if self.decoder == SIMPLEJPEG:
+            pixels = decode_simply(self._data, (height, width), shrink)
+            if pixels is not None:
+                return upright(pixels, self._orientation)
+        if shrink > 1:
+            self._image.draft(None, (width // shrink, height // shrink))
+        return np.asarray(to_rgb(ImageOps.exif_transpose(self._image)))
 
     def _fail(self, error: Exception) -> SampleError:
         if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
@@ -72,6 +88,17 @@ def decode_mask(data: bytes, shard: str, key: str) -> np.ndarray:
     except Exception as error:
         raise SampleError(shard, key, f"corrupt mask ({_first_line(error)})") from error
     return pixels if pixels.dtype == np.uint8 else pixels.astype(np.int32)
+
+
+def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """`pixels` `[H, W, 3]` turned and mirrored as EXIF's `orientation`, 1 to 8, says; other values leave them be."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -14,9 +14,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from distill.config.schema import Config
+from distill.data.decoders import PILLOW, choose_decoder
 from distill.data.failures import Failures as Failures  # callers of `build_loader` need it
 from distill.data.order import Order
 from distill.data.sample import Sample, SampleError, Source
+from distill.data.shards import ShardSource
 from distill.data.slots import SlotFiller
 from distill.data.stream import SlotStream, StreamSource, check_shards_vs_workers
 from distill.errors import UserError
@@ -56,10 +58,13 @@ class Loader:
     def _next(self, made: Iterator[Made]) -> Batch | None:
         try:
             batch = next(made, None)
-        except RuntimeError as error:
-            if self.batches.num_workers and str(error).startswith("DataLoader worker"):
+        except (RuntimeError, EOFError, ConnectionError) as error:  # the last two: its pipe broke before it was missed
+            text = (str(error).splitlines() or ["its pipe broke"])[0]
+            if self.batches.num_workers and (
+                text.startswith("DataLoader worker") or not isinstance(error, RuntimeError)
+            ):
                 raise UserError(
-                    f"A loader process died ({str(error).splitlines()[0]}), most often for want of memory. Lower "
+                    f"A loader process died ({text}), most often for want of memory. Lower "
                     "data.workers or train.batch, or give a container more shared memory (--shm-size)."
                 ) from error
             raise
@@ -114,23 +119,34 @@ def rank_batch(cfg: Config, world: int) -> int:
 
 
 def describe(source: Source | StreamSource, cfg: Config, world: int) -> dict[str, Any]:
-    """What the order of samples depends on besides the recipe."""
+    """What the order of samples and their pixels depend on besides the recipe."""
+    found: dict[str, Any] = {"kind": "indexed"}
     if isinstance(source, StreamSource):
-        return {"kind": "stream", "shards": len(source.shards), "workers": max(cfg.data.workers, 1), "ranks": world}
-    return {"kind": "indexed", "samples": len(source)}
+        workers = max(cfg.data.workers, 1)
+        found = {"kind": "stream", "shards": len(source.shards), "workers": workers, "ranks": world}
+    else:
+        found["samples"] = len(source)
+    if isinstance(source, StreamSource | ShardSource):
+        found["decoder"] = choose_decoder(cfg.data.decoder)
+    return found
 
 
 def check_resumable(then: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UserError when the data of a checkpoint (`then`) cannot be continued exactly with what is here (`now`)."""
-    changed = [f"{key} {then.get(key)} -> {now.get(key)}" for key in {**then, **now} if then.get(key) != now.get(key)]
+    if "decoder" in now:
+        then = {"decoder": PILLOW, **then}  # the only one when checkpoints did not name it yet
+    changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if not changed:
         return
-    why = "A stream continues exactly only with the same shards, data.workers and ranks"
+    why, fix = "A stream continues exactly only with the same shards, data.workers and ranks", "Restore them"
     if now["kind"] == "indexed":
         why = "The order of samples depends on their number"
+    if changed == ["decoder"]:
+        why, fix = "Two JPEG decoders may round pixels differently", f"Set data.decoder={then['decoder']}"
+    differences = ", ".join(f"{key} {then.get(key)} -> {now.get(key)}" for key in changed)
     raise UserError(
-        f"The data cannot be continued exactly: {', '.join(changed)} since the checkpoint. {why}. "
-        "Restore them, or start a new run with train.stage_from."
+        f"The data cannot be continued exactly: {differences} since the checkpoint. {why}. "
+        f"{fix}, or start a new run with train.stage_from."
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from distill.config.schema import Config
 from distill.data.captions import CaptionPicker
 from distill.data.decode import Picture
+from distill.data.decoders import choose_decoder
 from distill.data.order import CAPTION, CROPS, MASK, keyed_rng
 from distill.data.sample import Sample, SampleError
 from distill.errors import UserError
@@ -32,6 +33,7 @@ class SlotFiller:
         self.views, self.mask, self.context = cfg.views, cfg.mask, cfg.text.context
         self.picker = CaptionPicker(cfg.captions)
         self.tokenizer = tokenizer
+        self.decoder = choose_decoder(cfg.data.decoder)
 
     def fill(
         self, epoch: int, position: int, candidate: Callable[[int], tuple[int, Sample]]
@@ -56,7 +58,7 @@ class SlotFiller:
         """The views of `sample`. Raises SampleError when its image is corrupt or the caption drawn has no words."""
         key = (self.seed, epoch, position)
         texts = self.picker.pick(sample, keyed_rng(CAPTION, *key))
-        picture = Picture(sample)
+        picture = Picture(sample, self.decoder)
         crops = draw_crops(picture.size, self.views, keyed_rng(CROPS, *self._crops_of(epoch, position)))
         global_, local = apply_crops(picture.decode(crops.least_scale()), crops)
         mask = draw_mask(self.grid, self.mask.ratio, self.mask.kind, keyed_rng(MASK, *key))

@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from distill.config.fields import MISSING
 from distill.config.schema import Config
+from distill.data.decoders import choose_decoder
 from distill.data.sample import Sample, SampleError
 from distill.data.shards import expand_shards, is_remote
 from distill.data.stream import StreamSource, check_shards_vs_workers
@@ -63,6 +64,10 @@ def _describe_shards(report: DataReport, shards: list[str], config: Config, stre
     report.lines.append(
         f"{processes:,} loader processes ({config.data.workers} workers x {config.train.devices} ranks)"
     )
+    try:
+        report.lines.append(f"JPEGs decoded by {choose_decoder(config.data.decoder)}")
+    except UserError as error:
+        report.problems.append(str(error))
     if config.data.epoch:
         report.lines.append(_epochs(config, config.data.epoch))
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from distill.config.load import Resolved
 from distill.config.schema import Config
+from distill.data.decoders import choose_decoder
 from distill.data.sample import Source
 from distill.data.stream import StreamSource
 from distill.training.assemble import Assembly
@@ -101,7 +102,8 @@ def data_line(cfg: Config, source: Source | StreamSource) -> str:
     where = "scenes" if cfg.data.source == "scenes" else str(cfg.data.shards)
     seen = cfg.train.steps * cfg.train.batch
     size = cfg.data.epoch or len(source)  # type: ignore[arg-type]  # a stream has an epoch instead of a length
-    return f"{where}: {size:,} samples, {cfg.train.steps:,} steps of {cfg.train.batch} = {seen / size:.1f} epochs"
+    line = f"{where}: {size:,} samples, {cfg.train.steps:,} steps of {cfg.train.batch} = {seen / size:.1f} epochs"
+    return line if cfg.data.source == "scenes" else f"{line}, JPEGs decoded by {choose_decoder(cfg.data.decoder)}"
 
 
 def receipts_line(cfg: Config, assembly: Assembly, counts: Receipts) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from distill.config.load import Resolved, load_config
 from distill.config.schema import Config
+from distill.data.decoders import choose_decoder
 from distill.data.loader import Failures, build_loader
 from distill.data.sources import caption_texts, open_source
 from distill.errors import UserError
@@ -153,8 +154,13 @@ def is_first_process() -> bool:
 
 
 def settle_hardware(resolved: Resolved) -> None:
-    """Works out accelerator, precision and threads where the recipe leaves them open, and records them as automatic."""
-    train = resolved.config.train
+    """Works out what the recipe leaves open to the machine, and records it as automatic.
+
+    That is accelerator, precision, threads and, for shards, the JPEG decoder. Raises UserError for what is not here.
+    """
+    train, data = resolved.config.train, resolved.config.data
+    if data.source == "shards" and data.decoder == "auto":
+        resolved.set_auto("data.decoder", choose_decoder("auto"))
     if train.accelerator == "auto":
         resolved.set_auto("train.accelerator", "cuda" if torch.cuda.is_available() else "cpu")
     if train.accelerator == "cuda" and torch.cuda.device_count() < train.devices:

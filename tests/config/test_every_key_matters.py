@@ -27,6 +27,7 @@ SHOWN_BY = {
     "data.shuffle": "data/test_order.py::test_a_window_mixes_runs_from_the_whole_source",
     "data.epoch": "data/test_order.py::test_epochs_of_another_size_go_on_through_the_passes",
     "data.workers": "training/test_hardware_keys.py::test_loader_processes",
+    "data.decoder": "data/test_loader.py::test_the_decoder_is_the_one_asked_for",
     "data.max_error_rate": "training/test_hardware_keys.py::test_too_many_unreadable_samples_stop_a_run",
     "captions.cls1": "data/test_captions.py::test_the_draw_depends_on_the_epoch",
     "captions.cls2": "data/test_captions.py::test_one_cls_token",

@@ -192,6 +192,29 @@ def test_other_data_than_the_checkpoint_s_is_refused(make, source):
         load(make, source, state={"kind": "indexed", "samples": 31})
 
 
+def test_the_decoder_is_the_one_asked_for(make, source, monkeypatch):
+    calls = []
+    monkeypatch.setattr("distill.data.decode.decode_simply", lambda *_: calls.append(1))  # None: Pillow takes over
+    asked = {name: list(load(make, source, cfg=make.config(decoder=name))) for name in ("pillow", "simplejpeg")}
+    assert len(calls) >= 32
+    assert all(equal(a, b) for a, b in zip(*asked.values()))
+    calls.clear()
+    list(load(make, source, cfg=make.config(decoder="pillow")))
+    assert not calls
+
+
+def test_a_run_goes_on_with_its_own_decoder_only(make, source):
+    plain, fast = (make.config(decoder=name) for name in ("pillow", "simplejpeg"))
+    state = load(make, source, cfg=plain).state
+    unnamed = {key: value for key, value in state.items() if key != "decoder"}  # before checkpoints named it
+    for then in (state, unnamed):
+        load(make, source, cfg=plain, state=then)
+        with pytest.raises(UserError, match=r"decoder pillow -> simplejpeg since .* Set data.decoder=pillow, or start"):
+            load(make, source, cfg=fast, state=then)
+    pixels = load(make, Pictures(), cfg=plain).state
+    load(make, Pictures(), cfg=fast, state=pixels)  # nothing to decode
+
+
 def test_fewer_indexed_shards_than_workers_are_fine(make, tmp_path):
     source = ShardSource(expand_shards(str(make.shards(tmp_path, 1, 4))))
     assert len(list(load(make, source, workers=2, world=2))) == 4
