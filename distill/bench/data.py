@@ -28,7 +28,7 @@ from distill.data.sample import Sample
 from distill.data.scenes import SceneSource
 from distill.views.crops import apply_crops, draw_crops
 
-FULL = (((375, 500), 90), ((1500, 2000), 80), ((1500, 2000), 92))  # (height, width), JPEG quality
+FULL = (((375, 500), 90), ((1500, 2000), 75), ((1500, 2000), 85), ((1500, 2000), 92))  # (height, width), JPEG quality
 QUICK = (((75, 100), 90),)
 VIEWS = ViewsConfig(global_size=224, local_size=98, locals=6)
 SCENE_VIEWS = {64: ViewsConfig(global_size=48, local_size=24, locals=1), 128: ViewsConfig(112, 48, 6)}

@@ -79,7 +79,7 @@ def apply_crops(image: np.ndarray, crops: Crops) -> tuple[np.ndarray, np.ndarray
     pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]  # [1, 3, H, W]
     global_ = np.empty((3, crops.global_size, crops.global_size), np.uint8)
     local = np.empty((len(crops.boxes) - 1, 3, crops.local_size, crops.local_size), np.uint8)
-    boxes = _scaled(crops.boxes, crops.size, image.shape[:2])
+    boxes = scaled_boxes(crops.boxes, crops.size, image.shape[:2])
     for box, flip, out in zip(boxes, crops.flips.tolist(), [global_, *local]):
         _cut(pixels, box, flip, out)
     return global_, local
@@ -93,7 +93,7 @@ def _cut(pixels: torch.Tensor, box: list[int], flip: bool, out: np.ndarray) -> N
     out[:] = resized[:, :, ::-1] if flip else resized
 
 
-def _scaled(boxes: np.ndarray, size: tuple[int, int], to: tuple[int, ...]) -> list[list[int]]:
+def scaled_boxes(boxes: np.ndarray, size: tuple[int, int], to: tuple[int, ...]) -> list[list[int]]:
     """Boxes drawn for an image of `size` = (height, width) as whole pixels of a decoding of size `to`, none empty."""
     scale = np.array([to[1] / size[1], to[0] / size[0]] * 2)
     corner = np.minimum(np.rint(boxes[:, :2] * scale[:2]), [to[1] - 1, to[0] - 1])
