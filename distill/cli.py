@@ -21,6 +21,7 @@ VERBS = {  # verb: (module, one line for the overview)
     "ls": ("distill.cli", "list the shipped recipes"),
     "cp": ("distill.cli", "copy a recipe to a file of your own"),
     "check": ("distill.check", "validate a recipe and show its plan, without training"),
+    "plan": ("distill.plan", "work out memory, step time and days on given devices"),
     "run": ("distill.cli", "train: pretrain or distil"),
     "cache": ("distill.training.cache_cli", "keep a frozen teacher's targets before training"),
     "study": ("distill.study.cli", "run a grid of variants and seeds, and compare them"),

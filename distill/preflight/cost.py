@@ -1,7 +1,7 @@
-"""Tokens, floating-point operations and memory of one optimiser step. Estimates: within some tens of per cent.
+"""Tokens, floating-point operations and memory of one optimiser step; `distill check` and `distill plan` show them.
 
-Counted: matrix products (2 operations per weight and token) and attention (4 T^2 D per layer); a trained pass costs
-three forward passes. Normalisation, activations and the optimiser are left out: they take time but few operations.
+Operations counted: matrix products (2 for each weight and token) and attention (4 T^2 D per layer); a trained pass
+costs three forward passes. Normalisation, activations and the optimiser take time and traffic but few operations.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from distill.config.schema import Config, HeadsConfig
 from distill.models.arch import Arch
 from distill.preflight.counts import Counts, Model
+from distill.preflight.memory import Layout, step_memory
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of an activation
 GIB = 1 << 30
 REFERENCE_FLOPS = 4e14  # a current data-centre GPU in bf16 at about 40 % of its peak
 
@@ -65,7 +65,7 @@ def encoder_passes(config: Config, counts: Counts) -> list[Pass]:
             local = (views.local_size // model.arch.patch) ** 2 + model.cls_tokens
             passes.append(Pass(model.name, "locals", views.locals, local, model.trains_image))
         if objective.contrastive.weight > 0:
-            passes.append(Pass(model.name, "text", model.cls_tokens, config.text.context, model.trains_text))
+            passes.append(Pass(model.name, "text", model.cls_tokens, counts.text_tokens, model.trains_text))
     if config.teacher.mode == "ema" and distils:
         student = counts.models[0]
         tokens = (views.global_size // student.arch.patch) ** 2 + student.cls_tokens
@@ -86,20 +86,37 @@ def head_weights(width: int, cfg: HeadsConfig) -> int:
     return sum(a * b for a, b in zip(sizes, sizes[1:]))
 
 
-def _depth(model: Model, config: Config, text: bool) -> int:
+def depth_of(model: Model, config: Config, text: bool) -> int:
+    """Blocks a pass goes through."""
     return (config.text.layers or model.arch.text_layers) if text else model.depth
 
 
-def _pass_flops(one: Pass, model: Model, config: Config) -> float:
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of one pass of one image, the backward pass included where it is trained."""
+
+    linear: float
+    attention: float
+    patches: float  # the patch embedding
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.attention + self.patches
+
+
+def pass_operations(one: Pass, model: Model, config: Config) -> Operations:
+    """What one image costs in one pass."""
     text = one.what == "text"
-    arch, depth = model.arch, _depth(model, config, text)
-    linear = 2 * block_weights(arch, text) * one.tokens * depth
-    attention = 4 * one.tokens**2 * arch.width * depth
-    patches = 0 if text else 2 * 3 * arch.patch**2 * arch.width * (one.tokens - model.cls_tokens)
-    return one.sequences * (linear + attention + patches) * (3 if one.trained else 1)
+    arch, depth = model.arch, depth_of(model, config, text)
+    times = one.sequences * (3 if one.trained else 1)
+    return Operations(
+        linear=times * 2.0 * block_weights(arch, text) * one.tokens * depth,
+        attention=times * 4.0 * one.tokens**2 * arch.width * depth,
+        patches=0.0 if text else times * 6.0 * arch.patch**2 * arch.width * (one.tokens - model.cls_tokens),
+    )
 
 
-def _head_tokens(config: Config, model: Model) -> tuple[int, int]:
+def head_tokens(config: Config, model: Model) -> tuple[int, int]:
     """(tokens of the student's heads, tokens of the teacher's heads) per image."""
     patches = (config.views.global_size // model.arch.patch) ** 2
     objective = config.objective
@@ -108,56 +125,41 @@ def _head_tokens(config: Config, model: Model) -> tuple[int, int]:
     return on_patches + (config.views.locals if cls else 0), on_patches + (1 if cls else 0)
 
 
-def step_cost(config: Config, counts: Counts, precision: str) -> Cost:
-    """Cost of one optimiser step at `precision` (fp32, bf16 or fp16; weights and optimiser are fp32 in each)."""
-    models = {model.name: model for model in counts.models}
-    passes = encoder_passes(config, counts)
-    batch = config.train.batch
-    flops = sum(_pass_flops(one, models[one.model], config) for one in passes)
+def head_flops(config: Config, counts: Counts) -> float:
+    """Operations of all heads and prototypes, per image."""
+    flops = 0.0
     for model in counts.models:
-        student, teacher = _head_tokens(config, model)
+        student, teacher = head_tokens(config, model)
         weights = 2 * head_weights(model.arch.width, config.heads)
         flops += weights * (teacher if model.role == "teacher (frozen)" else 3 * student)
     if config.teacher.mode != "frozen" and counts.models:
         source = counts.models[-1 if config.teacher.mode == "cotrained" else 0]
-        flops += 2 * head_weights(source.arch.width, config.heads) * _head_tokens(config, source)[1]
+        flops += 2 * head_weights(source.arch.width, config.heads) * head_tokens(config, source)[1]
+    return flops
+
+
+def images_at_once(config: Config) -> int:
+    """Images of one micro-batch on one device."""
+    return max(1, config.train.batch // config.train.accumulate // config.train.devices)
+
+
+def step_cost(config: Config, counts: Counts, precision: str, layout: Layout | None = None) -> Cost:
+    """Cost of one optimiser step at `precision` (fp32, bf16 or fp16; weights and optimiser are fp32 in each).
+
+    `layout`: how weights and activations are kept (None: as the recipe says).
+    """
+    models = {model.name: model for model in counts.models}
+    passes = encoder_passes(config, counts)
+    batch = config.train.batch
+    flops = sum(pass_operations(one, models[one.model], config).total for one in passes)
+    flops += head_flops(config, counts)
     text = sum(one.sequences * one.tokens for one in passes if one.what == "text")
     image = sum(one.sequences * one.tokens for one in passes) - text
-    per_device = batch / config.train.accumulate / config.train.devices
     return Cost(
         passes=passes,
         image_tokens=batch * image,
         text_tokens=batch * text,
         flops=batch * flops,
-        memory=_memory(config, counts, passes, per_device, BYTES[precision]),
-        logits_saved=per_device * _head_tokens(config, counts.models[0])[0] * config.heads.prototypes * 4,
+        memory=step_memory(config, counts, passes, images_at_once(config), precision, layout or Layout.of(config)),
+        logits_saved=images_at_once(config) * head_tokens(config, counts.models[0])[0] * config.heads.prototypes * 4.0,
     )
-
-
-def _memory(config: Config, counts: Counts, passes: list[Pass], images: float, width: int) -> dict[str, float]:
-    """Bytes on one device, every device holding all weights."""
-    models = {model.name: model for model in counts.models}
-    activations = 0.0
-    for one in passes:
-        if one.trained:  # a pass without gradient keeps nothing
-            model, text = models[one.model], one.what == "text"
-            per_token = _token_elements(model.arch, text) * _depth(model, config, text)
-            activations += images * one.sequences * one.tokens * per_token * width
-    for model in counts.models:
-        if model.role != "teacher (frozen)":
-            head = 2 * config.heads.hidden * (config.heads.layers - 1) + 2 * config.heads.bottleneck
-            activations += images * _head_tokens(config, model)[0] * head * width
-    return {
-        "weights": 4.0 * (counts.trained + counts.frozen),
-        "gradients": 4.0 * counts.trained,
-        "optimiser": (8.0 if config.optim.name == "adamw" else 0.1) * counts.trained,
-        "averaged copies": 4.0 * counts.averaged,
-        "activations": activations,
-    }
-
-
-def _token_elements(arch: Arch, text: bool) -> int:
-    """Numbers kept for the backward pass per token and block: norms, qkv, attention, residuals, hidden layer."""
-    if text:
-        return 9 * arch.width + arch.text_mlp
-    return 10 * arch.width + (4 if arch.ffn == "swiglu" else 2) * arch.mlp

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 import students
 from distill.config.fields import MISSING
 from distill.config.schema import Config, StudentConfig
-from distill.data.sources import caption_texts, open_source
+from distill.data.sources import caption_texts, open_source, sampled_captions
 from distill.errors import UserError
 from distill.models.arch import Arch
 from distill.models.joint_heads import Heads
 from distill.models.pair import ImageTextModel
 from distill.models.sources import SourceFacts, describe
 from distill.models.tokenizers import build_tokenizer
+from distill.models.tokenizers.words import split
 from distill.training.learner import Learner, freeze_unused
 from distill.training.receipts import count
 from teachers.meeting import Meeting, plan
@@ -53,6 +56,7 @@ class Counts:
     averaged: int
     frozen: int
     vocabulary: int
+    text_tokens: int  # a caption's length in a batch, padding included: the context, or what a CPU trims it to
     notes: list[str]
     teacher: str | None = None  # the frozen teacher, in one line
     meeting: Meeting | None = None  # how its patches meet the students'
@@ -95,9 +99,9 @@ def count_models(config: Config) -> Counts:
         line = f"{facts.line()}  {heads_phrase(opened.prototypes)}"
         meeting = opened.meeting
         notes += [facts.missing] if facts.missing else []
-    return Counts(
-        models, sum(m.trained for m in models), averaged, untrained, tokenizer.vocabulary, notes, line, meeting
-    )
+    trained = sum(m.trained for m in models)
+    length = _text_tokens(config)
+    return Counts(models, trained, averaged, untrained, tokenizer.vocabulary, length, notes, line, meeting)
 
 
 def _learner(
@@ -155,6 +159,27 @@ def _vocabulary(config: Config, notes: list[str]) -> int:
         return build_tokenizer(text, caption_texts(open_source(config.data), fields, SCENE_CAPTIONS)).vocabulary
     notes.append(f"words of captions are counted when the run starts: text.vocabulary={text.vocabulary} is assumed")
     return text.vocabulary
+
+
+def _text_tokens(config: Config) -> int:
+    """`text.context`, or on a CPU, which drops what is padding in the whole batch, the batch's longest caption.
+
+    That is known for scenes and the word tokenizer alone: the mean over CLS tokens of the quantile 1 - 1 / batch.
+    """
+    text, batch = config.text, config.train.batch // config.train.accumulate // config.train.devices
+    if config.train.accelerator != "cpu" or config.data.source != "scenes" or text.tokenizer != "words":
+        return text.context
+    captions = sampled_captions(open_source(config.data), SCENE_CAPTIONS)
+    lengths: dict[str, list[int]] = {}
+    for record in captions:
+        for field, texts in record.items():
+            lengths.setdefault(field, []).extend(len(split(text)) for text in texts)
+    slots = [fields for fields in (config.captions.cls1, config.captions.cls2) if fields]
+    longest = [
+        np.quantile([n for field in slot for n in lengths.get(field, [text.context])], 1 - 1 / (batch + 1))
+        for slot in slots
+    ]
+    return min(text.context, math.ceil(float(np.mean(longest))))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,146 @@
+"""Memory of one training step on one device, part by part, in bytes.
+
+What autograd keeps is counted from the modules: for each block and token the inputs of both norms and residual sums in
+fp32, and what enters or leaves the matrix products and attention in the precision of activations. The tests compare
+with the storages that autograd really keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from distill.config.schema import Config
+from distill.models.arch import Arch
+from distill.objectives.cross_entropy import CHUNK_BYTES, CHUNK_ROWS
+from distill.preflight.counts import Counts, Model
+
+if TYPE_CHECKING:
+    from distill.preflight.cost import Pass
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of an activation
+CHECKPOINTING = ("none", "selective", "full")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a step is laid out in memory. `spread`: devices that share weights, gradients and optimiser state."""
+
+    spread: int = 1
+    checkpointing: str = "none"
+
+    @classmethod
+    def of(cls, config: Config) -> Layout:
+        """The layout that the recipe asks for."""
+        return cls()
+
+
+def step_memory(
+    config: Config, counts: Counts, passes: Sequence[Pass], images: int, precision: str, layout: Layout
+) -> dict[str, float]:
+    """Bytes by part, at the end of the forward pass of `images` images, where they are most."""
+    spread = layout.spread
+    low = 0.0 if precision == "fp32" else 2.0  # autocast keeps a copy of every trained matrix until the backward pass
+    return {
+        "weights": 4.0 * (counts.trained / spread + counts.frozen),
+        "gradients": 4.0 * counts.trained / spread,
+        "optimiser": (8.0 if config.optim.name == "adamw" else 0.1) * counts.trained / spread,
+        "averaged copies": 4.0 * counts.averaged,
+        "low-precision copies": low * counts.trained / spread,
+        "activations": _activations(config, counts, passes, images, precision, layout),
+        "heads and losses": _heads(config, counts, images, precision),
+        "views": _views(config, images),
+        "working space": _working(config, counts, passes, images, precision, layout),
+    }
+
+
+def kept_bytes(arch: Arch, text: bool, precision: str, checkpointing: str = "none") -> float:
+    """Bytes kept for the backward pass by one block for one token.
+
+    Inputs of the two norms (2 D, fp32), of the four matrix products (3 D and the hidden layer) and of attention (q, k
+    and v: 3 D; its output is counted already); the hidden layer before its activation too, thrice with a gate, not
+    with ReLU. `full` checkpointing keeps the block's input alone, `selective` what products and attention give.
+    """
+    low, width = BYTES[precision], arch.width
+    hidden, before = (arch.text_mlp, 0) if text else (arch.mlp, 3 if arch.ffn == "swiglu" else 1)
+    if checkpointing == "full":
+        return 4.0 * width
+    if checkpointing == "selective":
+        return 4.0 * width + low * (6 * width + max(1, before - 1) * hidden)
+    return 8.0 * width + low * (6 * width + (1 + before) * hidden)
+
+
+def _activations(
+    config: Config, counts: Counts, passes: Sequence[Pass], images: int, precision: str, layout: Layout
+) -> float:
+    """What the encoders keep; a pass without gradient keeps nothing."""
+    models = {model.name: model for model in counts.models}
+    kept = 0.0
+    for one in passes:
+        if one.trained:
+            model, text = models[one.model], one.what == "text"
+            depth = (config.text.layers or model.arch.text_layers) if text else model.depth
+            per_token = kept_bytes(model.arch, text, precision, layout.checkpointing) * depth
+            kept += images * one.sequences * one.tokens * (per_token + 8.0 * model.arch.width)  # embedding, last norm
+    return kept
+
+
+def _heads(config: Config, counts: Counts, images: int, precision: str) -> float:
+    """Hidden layers of the heads, prototypes turned to unit length, and what the losses hold."""
+    heads, objective = config.heads, config.objective
+    size, low = 4.0 * heads.prototypes, BYTES[precision]
+    kept = 0.0
+    for model in (m for m in counts.models if m.role != "teacher (frozen)"):
+        patches = _patches(config, model) if objective.patch.weight > 0 else 0
+        on_prototypes = patches if objective.patch.target == "prototypes" else 0
+        locals_ = config.views.locals if objective.cls.weight > 0 else 0
+        hidden = low * 2 * heads.hidden * (heads.layers - 1) + 4.0 * 4 * heads.bottleneck
+        kept += images * (on_prototypes + locals_) * hidden
+        kept += images * (patches - on_prototypes) * 4.0 * 4 * model.arch.width  # features, standardised and regressed
+        kept += images * locals_ * 2 * size  # CLS logits and their log-softmax
+        if on_prototypes:
+            kept += 4 * size * heads.bottleneck  # directions of student and teacher, their gradient, and its sum
+    if objective.cls.weight > 0:
+        kept += 2 * images * size  # the teacher's CLS logits and targets
+    if objective.contrastive.weight > 0:
+        pairs = 4.0 * images * images * config.train.devices
+        kept += 4 * pairs * sum(m.cls_tokens for m in counts.models if m.role != "teacher (frozen)")
+    return kept + _prototype_matrices(config, counts, images)
+
+
+def _prototype_matrices(config: Config, counts: Counts, images: int) -> float:
+    """Tokens x prototypes matrices alive at once: four chunks; with Sinkhorn-Knopp three whole ones besides."""
+    patch, prototypes = config.objective.patch, config.heads.prototypes
+    if patch.weight == 0 or patch.target != "prototypes":
+        return 0.0
+    tokens = images * _patches(config, counts.models[0])
+    kind = "cpu" if config.train.accelerator == "cpu" else "cuda"
+    rows = min(tokens, max(CHUNK_ROWS, CHUNK_BYTES[kind] // (4 * prototypes)))
+    whole = 3 * tokens if patch.balance == "sinkhorn" else 0
+    return 4.0 * prototypes * (4 * rows + whole)
+
+
+def _patches(config: Config, model: Model) -> int:
+    return (config.views.global_size // model.arch.patch) ** 2
+
+
+def _views(config: Config, images: int) -> float:
+    """The batch, 8 bits a value and as fp32."""
+    views = config.views
+    return 5.0 * 3 * images * (views.global_size**2 + views.locals * views.local_size**2)
+
+
+def _working(
+    config: Config, counts: Counts, passes: Sequence[Pass], images: int, precision: str, layout: Layout
+) -> float:
+    """The largest block's gradients in its backward pass, and with checkpointing what it makes again."""
+    models = {model.name: model for model in counts.models}
+    largest = 0.0
+    for one in passes:
+        arch, text = models[one.model].arch, one.what == "text"
+        need = BYTES[precision] * (4 * arch.width + 2 * (arch.text_mlp if text else arch.mlp))
+        if one.trained and layout.checkpointing != "none":
+            need += kept_bytes(arch, text, precision) - kept_bytes(arch, text, precision, layout.checkpointing)
+        largest = max(largest, images * one.sequences * one.tokens * need)
+    return largest

@@ -1,0 +1,71 @@
+"""Seconds of a training step on a GPU, from its data sheet: operations over rates, or bytes over bandwidth.
+
+A first estimate that names what bounds a run. None of it is measured here; `hardware` says which shares are assumed.
+"""
+
+from __future__ import annotations
+
+from distill.config.schema import Config
+from distill.preflight.cost import Pass, depth_of, head_flops, head_tokens, pass_operations
+from distill.preflight.counts import Counts
+from distill.preflight.hardware import (
+    ATTENTION_SHARE,
+    LINK_SHARE,
+    MATRIX_SHARE,
+    MEMORY_SHARE,
+    NETWORK,
+    NODE,
+    Device,
+)
+from distill.preflight.memory import Layout, kept_bytes
+
+FP32_SHARE = 0.5  # of the bf16 rate: TF32 matrix products
+OPTIMISER_BYTES = 40  # a trained parameter: clip, read and write weight, gradient and two moments
+
+
+def gpu_seconds(
+    config: Config, counts: Counts, passes: list[Pass], precision: str, device: Device, layout: Layout
+) -> dict[str, float]:
+    """Seconds of one optimiser step by part: all micro-batches, one device of `train.devices`."""
+    models = {model.name: model for model in counts.models}
+    images = config.train.batch / config.train.devices  # over all micro-batches
+    rate = device.flops * (1 if precision != "fp32" else FP32_SHARE)
+    stream = device.bandwidth * MEMORY_SHARE
+    linear = attention = traffic = 0.0
+    for one in passes:
+        model, text = models[one.model], one.what == "text"
+        operations = pass_operations(one, model, config)
+        again = 4 / 3 if one.trained and layout.checkpointing == "full" else 1.0  # the forward pass once more
+        linear += again * (operations.linear + operations.patches)
+        attention += again * operations.attention
+        tokens = one.sequences * one.tokens * depth_of(model, config, text)
+        traffic += again * (3 if one.trained else 1) * tokens * 2 * kept_bytes(model.arch, text, precision)
+    parts = {
+        "matrix products": images * linear / (rate * MATRIX_SHARE),
+        "attention": images * attention / (rate * ATTENTION_SHARE),
+        "norms, activations, residuals": images * traffic / stream,
+        "heads and prototypes": images * (head_flops(config, counts) / (rate * MATRIX_SHARE)),
+        "softmaxes over prototypes": images * _prototype_traffic(config, counts) / stream,
+        "optimiser": (OPTIMISER_BYTES * counts.trained / layout.spread + 12.0 * counts.averaged) / stream,
+    }
+    exchange = exchange_seconds(config, counts, device, layout)
+    hidden = 0.5 * (parts["matrix products"] + parts["attention"])  # the backward pass of the blocks runs meanwhile
+    parts["gradient exchange, not hidden"] = max(0.0, exchange - hidden)
+    return parts
+
+
+def exchange_seconds(config: Config, counts: Counts, device: Device, layout: Layout) -> float:
+    """Seconds of summing gradients over devices in a ring; spread weights are gathered twice more, in bf16."""
+    devices = config.train.devices
+    if devices == 1:
+        return 0.0
+    link = LINK_SHARE * (device.link if devices <= NODE else min(device.link, NETWORK))
+    sums = 4.0 * counts.trained * (2 if layout.spread == 1 else 1)
+    gathers = 0.0 if layout.spread == 1 else 2 * 2.0 * counts.trained * config.train.accumulate
+    return (devices - 1) / devices * (sums + gathers) / link
+
+
+def _prototype_traffic(config: Config, counts: Counts) -> float:
+    """Bytes moved per image by the tokens x prototypes matrices: each is written or read about ten times in fp32."""
+    tokens = sum(sum(head_tokens(config, model)) for model in counts.models if model.role != "teacher (frozen)")
+    return 10 * 4.0 * tokens * config.heads.prototypes

@@ -1,0 +1,80 @@
+"""Memory by part, against what autograd keeps and against sizes worked out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from distill.models.text import TextTower
+from distill.models.vision import VisionTower
+from distill.preflight.cost import step_cost
+from distill.preflight.counts import count_models
+from distill.preflight.memory import CHECKPOINTING, Layout, kept_bytes
+from students import parse_arch
+from tests.preflight.test_cost import plan, saved_bytes
+
+BATCH, TOKENS = 3, 20
+
+
+def kept_by(blocks: nn.Sequential, width: int, precision: str) -> int:
+    """Bytes that autograd keeps for the blocks, without the weights and their copies in low precision."""
+    x = torch.randn(BATCH, TOKENS, width, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        kept = saved_bytes(lambda: blocks(x), list(blocks.parameters()))
+    matrices = sum(p.numel() for p in blocks.parameters() if p.ndim == 2)
+    return kept - (2 * matrices if precision == "bf16" else 0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("name", "text"), [("tiny/8", False), ("tiny/8", True)])
+def test_a_block_keeps_what_autograd_keeps(name, text, precision):
+    arch = parse_arch(name)
+    tower = TextTower(arch, 2, 2, 1) if text else VisionTower(arch, depth=2, position_grid=1).trunk
+    found = kept_by(nn.Sequential(*tower.blocks), arch.width, precision)
+    assert 2 * BATCH * TOKENS * kept_bytes(arch, text, precision) == pytest.approx(found, rel=0.02)
+
+
+def test_a_gated_block_keeps_its_hidden_layer_four_times():
+    arch = replace(parse_arch("tiny/8"), ffn="swiglu")
+    tower = VisionTower(arch, depth=2, position_grid=1).trunk
+    found = kept_by(nn.Sequential(*tower.blocks), arch.width, "fp32")
+    assert 2 * BATCH * TOKENS * kept_bytes(arch, False, "fp32") == pytest.approx(found, rel=0.02)
+
+
+def test_checkpointing_keeps_less_and_works_more():
+    arch = parse_arch("B/14")
+    kept = {kind: kept_bytes(arch, False, "bf16", kind) for kind in CHECKPOINTING}
+    assert kept["full"] == 4 * 768  # the input of the block
+    assert kept["full"] < kept["selective"] < kept["none"]
+
+
+def memory(layout: Layout | None = None, **changes) -> dict[str, float]:
+    config, _ = plan("tiny/8", 64, **{"objective.patch.weight": 2, **changes})
+    return step_cost(config, count_models(config), "fp32", layout).memory
+
+
+def test_spreading_divides_what_is_trained():
+    whole, spread = memory(), memory(Layout(spread=4))
+    for name in ("gradients", "optimiser", "weights"):
+        assert spread[name] == whole[name] / 4
+    assert spread["averaged copies"] == whole["averaged copies"]
+    assert spread["activations"] == whole["activations"]
+
+
+def test_sinkhorn_holds_whole_matrices():
+    settings = {"heads.prototypes": 4096, "objective.patch.teacher_temperature.start": 0.07}
+    center, sinkhorn = (memory(**settings, **{"objective.patch.balance": kind}) for kind in ("center", "sinkhorn"))
+    tokens = 4 * 64  # images x patches
+    assert sinkhorn["heads and losses"] - center["heads and losses"] == 3 * tokens * 4096 * 4
+
+
+def test_low_precision_copies_are_half_of_the_weights():
+    config, fp32 = plan("tiny/8", 64)
+    counts = count_models(config)
+    bf16 = step_cost(config, counts, "bf16")
+    assert fp32.memory["low-precision copies"] == 0
+    assert bf16.memory["low-precision copies"] == 2 * counts.trained
+    assert bf16.memory["activations"] < fp32.memory["activations"]

@@ -1,0 +1,113 @@
+"""`distill plan`: what it says, what it refuses, and ways that really fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from distill import cli
+from distill.config.load import load_config
+from distill.errors import UserError
+from distill.preflight import plan as plan_module
+from distill.preflight.hardware import find_gpu
+from distill.preflight.plan import make_plan, split_words, ways_to_fit
+
+TINY = ["data.scenes.count=8", "students.0.depth=1", "text.layers=1"]
+
+
+def test_the_papers_run(capsys):
+    assert cli.main(["plan", "pretrain/tipsv2_g14", "gpus=512", "gpu=h100"]) == 0
+    out = capsys.readouterr().out
+    for expected in (
+        "pretrain/tipsv2_g14 on 512 x h100 (NVIDIA H100 data sheet",
+        "A step of 8,192 images, 16 at once on each device",
+        ": fits",
+        "90,000 steps, 737,280,000 images",
+        "Bound by: ",
+        "not from a measurement",
+    ):
+        assert expected in out
+
+
+def test_words_of_the_plan_are_no_settings():
+    own, rest = split_words(["gpu=h200", "train.steps=5", "gpus=4", "gpu"])
+    assert own == {"gpu": "h200", "gpus": "4"}
+    assert rest == ["train.steps=5"]
+    plan, resolved = make_plan("pretrain/scenes_tiny", [*TINY, "gpus=4", "gpu=h200", "train.steps=5"])
+    assert (plan.devices, plan.steps, plan.images) == (4, 5, 4)
+    assert resolved.config.train.accelerator == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["gpu=h20"], r"Unknown gpu 'h20'\. Did you mean 'h200'\? Allowed: a100-40, .*cpu"),
+        (["gpus=0"], r"gpus is 0\. Allowed: 1 or more"),
+        (["gpus=many"], r"gpus is many\. Allowed: 1 or more"),
+        (["gpus=3"], r"train.batch: 16 does not divide into .*1 x 3 = 3"),
+        (["optim.lrr=1"], r"optim.lrr: unknown key"),
+    ],
+)
+def test_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        make_plan("pretrain/scenes_tiny", words)
+
+
+def test_json_and_status(capsys):
+    large = ["pretrain/tipsv2_b14", "gpus=8", "gpu=a100-40", "--json"]
+    assert cli.main(["plan", *large]) == 1  # does not fit
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["fits"] is False
+    assert plan["seconds"] == pytest.approx(sum(plan["parts"].values()))
+    assert plan["days"] == pytest.approx(plan["seconds"] * plan["steps"] / 86400)
+    assert plan["utilisation"] == pytest.approx(plan["cost"]["flops"] / plan["seconds"] / (312e12 * 8))
+
+
+def test_ways_fit_and_the_quickest_comes_first():
+    plan, _ = make_plan("pretrain/tipsv2_b14", ["gpus=8", "gpu=a100-40"])
+    assert plan.ways
+    assert all(way.memory <= plan.capacity for way in plan.ways)
+    times = [way.seconds for way in plan.ways]
+    assert times == pytest.approx(sorted(times), rel=0.02)
+    settings = " ".join(plan.ways[0].settings)
+    known = [word for word in plan.ways[0].settings if word.startswith("train.accumulate=")]
+    again, _ = make_plan("pretrain/tipsv2_b14", ["gpus=8", "gpu=a100-40", *known])
+    assert again.fits or known != settings.split()  # what the way promises holds for the recipe itself
+
+
+def test_nothing_fits_into_nothing():
+    _, resolved = make_plan("pretrain/scenes_tiny", TINY)
+    counts = plan_module.count_models(resolved.config)
+    assert ways_to_fit(resolved.config, counts, "bf16", find_gpu("h100"), 1000.0) == []
+
+
+def test_a_cpu_is_probed_with_the_threads_of_the_run(monkeypatch, capsys):
+    import torch
+
+    seen = []
+
+    def probe(config, counts, passes, precision):
+        seen.append((torch.get_num_threads(), precision, config.train.accelerator))
+        return {"blocks": 2.0, "optimiser": 0.5}
+
+    monkeypatch.setattr(plan_module, "cpu_seconds", probe)
+    before = torch.get_num_threads()
+    words = ["pretrain/scenes_tiny", *TINY, "gpu=cpu", "train.threads=3", "train.precision=fp32", "train.steps=100"]
+    assert cli.main(["plan", *words]) == 0
+    out = capsys.readouterr().out
+    assert seen == [(3, "fp32", "cpu")]
+    assert torch.get_num_threads() == before
+    assert "probed with 3 threads" in out
+    assert "2.50 s" in out
+    assert "Bound by: blocks" in out
+    assert "4.2 min" in out  # 250 s
+    assert "of the peak" not in out
+
+
+def test_check_and_plan_agree(capsys):
+    from distill.preflight.report import preflight
+
+    words = ["train.devices=4", "train.precision=bf16", "train.accelerator=cuda", *TINY]
+    plan, _ = make_plan("pretrain/scenes_tiny", ["gpus=4", *words[1:2], *TINY])
+    assert preflight(load_config("pretrain/scenes_tiny", words)).cost == plan.cost

@@ -1,0 +1,120 @@
+"""Seconds of a step: by the data sheet of a GPU, worked out by hand, and by probes that count every kind of work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+
+import pytest
+
+from distill.preflight.cost import step_cost
+from distill.preflight.counts import count_models
+from distill.preflight.hardware import ATTENTION_SHARE, GPUS, LINK_SHARE, MATRIX_SHARE, NETWORK, find_gpu
+from distill.preflight.memory import Layout
+from distill.preflight.probe import cpu_seconds, seconds
+from distill.preflight.roofline import exchange_seconds, gpu_seconds
+from tests.preflight.test_cost import plan
+
+H100 = find_gpu("h100")
+FULL = {"objective.patch.weight": 2, "objective.cls.weight": 1, "views.locals": 3, "views.local_size": 32}
+
+
+def on_gpu(layout: Layout | None = None, **changes) -> dict[str, float]:
+    config, cost = plan("B/16", 64, **changes)
+    return gpu_seconds(config, count_models(config), cost.passes, "bf16", H100, layout or Layout())
+
+
+def test_products_and_attention_are_operations_over_rates():
+    parts = on_gpu()
+    width, tokens, context, blocks, images = 768, 16 + 2, 16, 2, 4
+    block = 4 * width**2 + 2 * width * 3072
+    linear = 2 * block * (tokens + 2 * context) * blocks + 2 * 3 * 16**2 * width * 16
+    attention = 4 * width * (tokens**2 + 2 * context**2) * blocks
+    assert parts["matrix products"] == pytest.approx(images * 3 * linear / (H100.flops * MATRIX_SHARE))
+    assert parts["attention"] == pytest.approx(images * 3 * attention / (H100.flops * ATTENTION_SHARE))
+    assert parts["heads and prototypes"] == parts["softmaxes over prototypes"] == 0
+
+
+def test_time_follows_the_batch_but_for_the_optimiser():
+    one, two = on_gpu(**FULL), on_gpu(**FULL, **{"train.batch": 8})
+    assert all(two[name] == pytest.approx(2 * one[name]) for name in one if name != "optimiser")
+    assert two["optimiser"] == one["optimiser"] > 0
+
+
+def test_full_checkpointing_runs_the_trained_blocks_once_more():
+    none, full = on_gpu(), on_gpu(Layout(checkpointing="full"))
+    assert full["matrix products"] == pytest.approx(4 / 3 * none["matrix products"])
+    extra = on_gpu(Layout(checkpointing="full"), **FULL)["attention"] - on_gpu(**FULL)["attention"]
+    average = {**FULL, "teacher.mode": "ema"}  # one more pass, without gradient
+    more = on_gpu(Layout(checkpointing="full"), **average)["attention"] - on_gpu(**average)["attention"]
+    assert more == pytest.approx(extra)
+
+
+def test_exchange_is_a_ring():
+    config, _ = plan("tiny/8", 64)
+    counts = count_models(config)
+
+    def exchange(devices: int, layout: Layout = Layout()) -> float:  # noqa: B008
+        changed = replace(config, train=replace(config.train, devices=devices))
+        return exchange_seconds(changed, counts, H100, layout)
+
+    assert exchange(1) == 0
+    assert exchange(4) == pytest.approx(2 * 3 / 4 * 4 * counts.trained / (H100.link * LINK_SHARE))
+    assert exchange(16) == pytest.approx(2 * 15 / 16 * 4 * counts.trained / (NETWORK * LINK_SHARE))
+    assert exchange(4, Layout(spread=4)) == pytest.approx(exchange(4))  # gathered twice in bf16, summed once in fp32
+
+
+def test_figures_of_the_table_are_plausible_and_named():
+    for name, device in GPUS.items():
+        assert device.name == name
+        assert 1e14 < device.flops < 1e16
+        assert 2e10 < device.memory < 4e11
+        assert device.source
+
+
+class Steady:
+    """A clock on which every call takes a second."""
+
+    def __init__(self):
+        self.ticks = count()
+
+    def __call__(self) -> float:
+        return float(next(self.ticks))
+
+
+def test_the_quickest_call_counts():
+    times = iter([0, 5, 10, 12, 20, 27])
+    calls = []
+    assert seconds(lambda: calls.append(1), lambda: next(times)) == 2
+    assert len(calls) == 4
+
+
+def test_probes_count_each_kind_of_work_as_often_as_the_recipe():
+    config, cost = plan("tiny/8", 64, **FULL, **{"train.accumulate": 2})
+    counts = count_models(config)
+    parts = cpu_seconds(config, counts, cost.passes, "fp32", Steady())
+    micro, depth = 2, 2
+    assert parts["blocks"] == micro * 4 * depth  # clean, masked, locals, text: one probe each
+    assert parts["patch embedding"] == micro * 3
+    assert parts["heads"] == micro * 2  # the student's and the teacher's
+    assert parts["losses over prototypes"] == micro * (1 + 2)  # directions, patches (no more than those); CLS
+    assert parts["optimiser"] == pytest.approx(counts.trained / (8 * 724**2))
+
+
+def test_more_work_than_a_probe_takes_is_scaled_up():
+    config, cost = plan("tiny/8", 64, **{"train.batch": 512})
+    clean = [one for one in cost.passes if one.what == "clean"]
+    parts = cpu_seconds(config, count_models(config), clean, "fp32", Steady())
+    probed = 4096 // 66
+    assert parts["blocks"] == pytest.approx(2 * 512 / probed)
+
+
+def test_texts_are_trimmed_on_a_cpu_alone():
+    settings = {"text.context": 64, "text.tokenizer": "words"}
+    anywhere, _ = plan("tiny/8", 64, **settings)
+    on_cpu, cost = plan("tiny/8", 64, **settings, **{"train.accelerator": "cpu"})
+    assert count_models(anywhere).text_tokens == 64
+    longest = count_models(on_cpu).text_tokens
+    assert 4 < longest < 40  # the captions of scenes have that many words
+    assert [one.tokens for one in cost.passes if one.what == "text"] == [longest]
+    assert step_cost(on_cpu, count_models(on_cpu), "fp32").text_tokens == 4 * 2 * longest
