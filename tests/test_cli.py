@@ -33,7 +33,7 @@ def error(capsys, tmp_path, monkeypatch):
     [
         (
             ["rnu"],
-            "Unknown verb 'rnu'. Did you mean 'run'? Allowed: " + ", ".join(VERBS),
+            "Unknown verb 'rnu'. Did you mean 'run'? Allowed: " + ", ".join(cli.VERBS),
         ),
         (["--resume"], "'--resume' is not a verb. distill is followed by one of: ls,"),
         (["run"], "the following arguments are required: RECIPE. Usage: distill run [-h] [--resume]"),

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from distill.objectives.distributed import all_reduce_max, all_reduce_sum
 from distill.objectives.precision import full, matmul
 
-
 CHUNK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}  # one chunk's matrix: fits a core's cache; keeps the GPU busy
 CHUNK_ROWS = 128  # at least, or adding up the gradient of the directions costs more than it saves
 

@@ -72,7 +72,7 @@ def whole_batch_slopes(micro: Sequence[Features], kind: str) -> list[Slopes]:
 
 
 class Replay:
-    """Seeds for the passes over each micro-batch. Afterwards the random state is as if only the seeds had been drawn."""
+    """Seeds for the passes over each micro-batch. Afterwards random states are as if only the seeds had been drawn."""
 
     def __init__(self, count: int):
         self.seeds = torch.randint(2**62, (count,)).tolist()
