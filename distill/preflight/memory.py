@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from distill.config.schema import Config
 from distill.models.arch import Arch
-from distill.objectives.cross_entropy import CHUNK_BYTES, CHUNK_ROWS
+from distill.objectives.prototypes import CHUNK_BYTES, CHUNK_ROWS
 from distill.preflight.counts import Counts, Model
 
 if TYPE_CHECKING:
