@@ -140,3 +140,28 @@ def test_a_study_is_checked_as_a_whole(capsys):
     assert (status, result["problems"]) == (0, [])
     with pytest.raises(UserError, match="unknown key"):
         check("study/demo", ["optim.lrr=3"])
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        (
+            "distill/l14_b14_from_tipsv2_g14",
+            ("weights not here", "licence apache-2.0", "TIPSv2 g/14", "no normalisation", "2 CLS + patches of 14 px",
+             "position grid 32x32", "1,135.9 M image", "no heads", "targets one to one", "its weights are not on this"),
+        ),
+        (
+            "distill/b16_from_siglip2_so400m",
+            ("normalised by mean 0.5 0.5 0.5", "1 CLS + patches of 16 px", "position grid 16x16", "256,000 tokens",
+             "give a file: open_clip:ViT-SO400M-16-SigLIP2-256/webli@"),
+        ),
+    ],
+)  # fmt: skip
+def test_a_released_teacher_is_told_in_one_line_without_its_weights(capsys, monkeypatch, tmp_path, name, parts):
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert check(name, []) == 0
+    out = capsys.readouterr().out
+    for part in parts:
+        assert part in out

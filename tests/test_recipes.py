@@ -6,10 +6,12 @@ import pytest
 
 from distill.config.load import load_config
 from distill.config.recipes import header, shipped
+from teachers.meeting import plan
 
 RECIPES = shipped()
 RUNS = [name for name in RECIPES if not name.startswith("study/")]
-FULL_SIZE = [name for name in RUNS if "14" in name]
+RELEASED = ["distill/l14_b14_from_tipsv2_g14", "distill/b16_from_siglip2_so400m"]  # released teachers have no heads
+FULL_SIZE = [name for name in RUNS if "14" in name and name not in (*RELEASED, "distill/s14_from_own_teacher")]
 
 
 def test_there_are_recipes_to_pretrain_and_to_distil():
@@ -75,3 +77,18 @@ def test_the_arms_of_the_comparison_differ_in_one_key():
     plus = load_config("pretrain/scenes_tiny")
     different = {key for key, value in resolved.values.items() if plus.values[key].value != value.value}
     assert different == {"name", "objective.patch.tokens"}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_teachers_need_no_heads_and_nothing_but_data(name):
+    resolved = load_config(name)
+    objective = resolved.config.objective
+    assert (objective.patch.target, objective.patch.tokens, objective.cls.weight) == ("features", "all", 0.0)
+    assert resolved.config.mask.ratio == 0.0
+    assert set(resolved.missing) <= {"data.shards", "text.tokenizer"}
+
+
+def test_a_teacher_of_ones_own_meets_a_student_of_another_patch_size():
+    config = load_config("distill/s14_from_own_teacher", ["teacher.source=run:t"]).config
+    meeting = plan(config.views.global_size, 14, 8, config.teacher.meet)
+    assert (meeting.size, meeting.teacher, meeting.student) == (64, 8, 8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"No weights at {path}. Give the path of a .safetensors file or a PyTorch checkpoint.")
+    content: Any
     try:
         if path.suffix == ".safetensors":
             content = load_file(path)

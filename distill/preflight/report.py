@@ -10,6 +10,7 @@ from distill.config.fields import MISSING, leaf_of
 from distill.config.resolved import Resolved
 from distill.config.schema import Config
 from distill.errors import UserError
+from distill.models.loading import find_checkpoint
 from distill.models.sources import describe
 from distill.preflight.cache import expected_cache
 from distill.preflight.cost import REFERENCE_FLOPS, Cost, step_cost
@@ -56,7 +57,8 @@ def preflight(resolved: Resolved) -> Report:
         data=look_at_data(config),
         precision=expected_precision(config),
     )
-    report.problems += report.data.problems + _missing_files(config)
+    report.problems += report.data.problems
+    _look_for_files(config, report)
     try:
         report.counts = count_models(config)
     except UserError as error:
@@ -117,21 +119,28 @@ def _supervised(config: Config, role: str) -> str:
     return config.teacher.tokens if role.startswith("teacher") else config.objective.patch.tokens
 
 
-def _missing_files(config: Config) -> list[str]:
-    """Files and runs that the recipe names and that are not there. The teacher's is opened elsewhere."""
+def _look_for_files(config: Config, report: Report) -> None:
+    """Files and models that the recipe names: a problem when not there, a warning when a registry will supply them.
+
+    The teacher's is opened elsewhere.
+    """
     named = {f"students.{i}.init": student.init for i, student in enumerate(config.students)}
-    named |= {"text.init": config.text.init, "train.stage_from": config.train.stage_from or "scratch"}
-    problems = []
+    named |= {"text.init": config.text.init}
     for key, value in named.items():
         if value in ("scratch", "teacher", "layers", "selection", MISSING):
             continue
         try:
-            describe(value)
+            missing = describe(value).missing
+            report.warnings += [f"{key}: {missing}"] if missing else []
         except UserError as error:
-            problems.append(f"{key}: {error}")
+            report.problems.append(f"{key}: {error}")
+    if config.train.stage_from not in (None, MISSING):
+        try:
+            find_checkpoint(config.train.stage_from.removeprefix("run:").partition("#")[0])
+        except UserError as error:
+            report.problems.append(f"train.stage_from: {error}")
     tokenizer = config.text.tokenizer
     if tokenizer.endswith(".model") and not Path(tokenizer).expanduser().is_file():
-        problems.append(
+        report.problems.append(
             f"text.tokenizer: no file {tokenizer}; give the path of a SentencePiece .model, or clip or words"
         )
-    return problems

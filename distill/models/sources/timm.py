@@ -61,7 +61,7 @@ def as_tower(trunk: VisionTransformer | Eva, name: str) -> AdaptedTower | Vision
         state = official.read_tower(trunk.state_dict(), rows)
         tower.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
         return tower
-    cfg = trunk.pretrained_cfg
+    cfg: Any = trunk.pretrained_cfg
     return TimmTower(trunk, cfg["mean"], cfg["std"])
 
 
