@@ -1,0 +1,67 @@
+"""Runs whose frozen teacher is somebody else's: another normalisation, another patch size, no heads, no texts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from distill.errors import UserError
+from distill.models.adapted import AdaptedModel
+
+FEATURES = {
+    "teacher.mode": "frozen",
+    "objective.patch.target": "features",
+    "objective.cls.weight": 0.0,
+    "train.steps": 1,
+    "train.batch": 4,
+    "data.scenes.count": 32,
+}
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    """timm's smallest vision transformer, patches of 16 px, random weights in a file."""
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", num_classes=0).state_dict(), tmp_path / "vit.safetensors")
+    return f"timm:test_vit@{tmp_path / 'vit.safetensors'}"
+
+
+@pytest.mark.parametrize(("meet", "seen"), [("targets", 32), ("input", 64)])
+def test_a_released_teacher_is_shown_what_the_plan_says_in_its_own_normalisation(
+    build, source, meet, seen, monkeypatch
+):
+    keys = FEATURES | {"teacher.source": source, "teacher.meet": meet}
+    _, assembly, batch = build(**keys)
+    model = assembly.teacher.model
+    assert isinstance(model, AdaptedModel)
+    shown = []
+    original = model.image.trunk.forward_features
+    monkeypatch.setattr(model.image.trunk, "forward_features", lambda x: shown.append(x) or original(x))
+    out = assembly.distiller(batch, 0.07)
+    assert torch.isfinite(out.loss)
+    (images,) = shown
+    assert images.shape[-2:] == (seen, seen)
+    mean, std = (torch.tensor(model.image.trunk.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    pixels = images * std + mean
+    assert pixels.min() > -0.01 and pixels.max() < 1.01
+    assert images.min() < -0.5  # what is black in [0, 1] is far below 0 for the teacher
+    assert out.targets.patch.features.shape == (len(images), 16, 64)  # the student's 4 x 4 patches
+
+
+def test_a_run_trains_and_evaluates_what_can_be(small_run, saved, source):
+    keys = FEATURES | {"teacher.source": source, "eval.tasks": ["zeroshot_seg", "knn"], "eval.samples": 8}
+    folder = small_run("a", **keys).folder
+    (file,) = (folder / "evals").iterdir()
+    results = json.loads(file.read_text())
+    assert set(results["student"]) == {"zeroshot_seg", "knn"}
+    assert set(results["teacher"]) == {"knn"}  # it has no text tower to compare patches with
+    content = saved(folder)
+    assert content["teacher"]["sha256"] is not None
+    assert content["teacher"]["feature_width"] == 64
+    assert not any(name.startswith("model") for name in content["teacher"]["state"])
+    with pytest.raises(UserError, match=r"timm:test_vit@.* has no prototype heads"):
+        small_run("b", **FEATURES | {"teacher.source": source, "objective.cls.weight": 1.0})
