@@ -111,8 +111,6 @@ class Selection:
 
 def select_image(teacher: VisionTower, student: VisionTower, layers: Sequence[int]) -> dict[str, Tensor]:
     """The student's weights out of the teacher's blocks `layers`, under the student's names. Raises `UserError`."""
-    if not isinstance(teacher, VisionTower):
-        raise UserError("students.init: selection: the teacher is built otherwise than students are: use scratch.")
     hidden = (teacher.arch.mlp, student.arch.mlp)
     _refuse_larger("students.init", teacher.arch, student.arch, hidden)
     if teacher.arch.ffn != student.arch.ffn:
@@ -126,8 +124,6 @@ def select_image(teacher: VisionTower, student: VisionTower, layers: Sequence[in
 
 def select_text(teacher: TextTower, student: TextTower) -> dict[str, Tensor]:
     """The student's text weights, of evenly spaced layers. Raises `UserError`."""
-    if not isinstance(teacher, TextTower):
-        raise UserError("text.init: selection: the teacher's text tower is built otherwise than ours: use scratch.")
     hidden = (teacher.arch.text_mlp, student.arch.text_mlp)
     _refuse_larger("text.init", teacher.arch, student.arch, hidden)
     if student.layers > teacher.layers:

@@ -7,6 +7,7 @@ from typing import Any
 
 from distill.config.schema import HeadsConfig
 from distill.models.joint_heads import Heads
+from distill.models.loading import SPARE
 from distill.models.source_kinds import split
 from distill.models.sources import SourceFacts, open_model
 from distill.models.sources.run import learner_name, learners_of, read
@@ -40,8 +41,8 @@ def open_teacher(source: str) -> OpenedTeacher:
     """Opens any source that `distill.models.sources` knows (of a run, `#NAME` picks a student or co-trained `teacher`).
 
     For a run with an averaged trunk (`teacher.mode: ema`) the averaged trunk is the teacher; otherwise the student's
-    own trunk. Heads and centres are the run's averaged ones; a student that followed another model (distilled or
-    co-trained) teaches with its own trained heads. Every other source comes without heads.
+    own trunk; `#NAME.ema` is the student's spare average. Heads and centres are the run's averaged ones; a student that
+    followed another model (distilled or co-trained) teaches with its own trained heads. Every other source comes without heads.
     Raises UserError for an unknown kind of source, a missing path, or a file that is no checkpoint.
     """
     opened = open_model(source)
@@ -51,7 +52,9 @@ def open_teacher(source: str) -> OpenedTeacher:
     learner = learners.get(name)
     if checkpoint is None or learner is None or learner.get("heads") is None:
         return OpenedTeacher(source, opened.facts, opened.model, None, 0)
-    heads = _heads(checkpoint, learner, opened.model, own_teacher=name == "teacher")
+    heads = _heads(checkpoint, learner, opened.model.image.width, own_teacher=name == "teacher")
+    if checkpoint["teacher"]["mode"] == "ema" and not source.endswith(SPARE):
+        opened.model.image.load_state_dict(checkpoint["teacher"]["state"]["trunk"])
     return OpenedTeacher(source, opened.facts, opened.model, heads, checkpoint["heads_config"]["prototypes"])
 
 
@@ -68,16 +71,14 @@ def teacher_heads(source: str) -> tuple[HeadsConfig, int | None] | None:
     return HeadsConfig(**checkpoint["heads_config"]), checkpoint["teacher"]["feature_width"]
 
 
-def _heads(saved: dict[str, Any], learner: dict[str, Any], model: Any, own_teacher: bool) -> TargetHeads:
-    """The heads and centres that `learner` teaches with; in `ema` mode also gives `model` the averaged trunk."""
+def _heads(saved: dict[str, Any], learner: dict[str, Any], trunk_width: int, own_teacher: bool) -> TargetHeads:
+    """The heads and centres that `learner` teaches with."""
     config = HeadsConfig(**saved["heads_config"])
     kept, width = saved["teacher"], saved["teacher"]["feature_width"]
-    heads = TargetHeads(Heads(model.image.width, config, width), config.prototypes, width)
+    heads = TargetHeads(Heads(trunk_width, config, width), config.prototypes, width)
     followed_another = kept["mode"] == "frozen" or (kept["mode"] == "cotrained" and not own_teacher)
     if followed_another or kept["mode"] == "none":  # nothing of its own was averaged
         heads.heads.load_state_dict(learner["heads"])
     if not followed_another:
         heads.load_state_dict(kept["state"]["heads"], strict=kept["mode"] != "none")
-    if kept["mode"] == "ema":
-        model.image.load_state_dict(kept["state"]["trunk"])
     return heads

@@ -72,9 +72,18 @@ def test_it_is_evaluated_live_and_loaded_by_its_name(small_run, saved):
     close(dict(load_model(f"{folder}#student").state_dict()), content["weights"])
     opened = open_teacher(f"run:{folder}#student.ema")
     close(dict(opened.model.state_dict()), content["ema"])
-    assert opened.heads is None  # heads are not averaged
+    assert opened.prototypes == 32  # with the run's averaged heads
     with pytest.raises(UserError, match="Unknown student 'other'"):
         load_model(f"{folder}#other.ema")
+
+
+def test_it_teaches_with_its_own_trunk_beside_an_averaged_teacher(small_run, saved):
+    """In mode ema the run's teacher is a trunk of its own: the spare average must not be taken for it."""
+    folder = small_run(**ONE, **{"teacher.mode": "ema", "students.0.ema": 0.5}).folder
+    content = saved(folder)
+    averaged = content["teacher"]["state"]["trunk"]
+    close(dict(open_teacher(f"run:{folder}#student.ema").model.state_dict()), content["students"]["student"]["ema"])
+    close(dict(open_teacher(f"run:{folder}#student").model.image.state_dict()), averaged)
 
 
 def test_a_second_stage_goes_on_from_the_first_ones_average(small_run, build, saved, tmp_path):
