@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.objectives.distributed import all_reduce_max, world_size
 from distill.views.batch import VIEW
 from teachers.cache_store import Store
 from teachers.targets import Embedded
@@ -61,13 +62,13 @@ class TargetCache:
         """What targets of a batch are made of; `view` int64 `[B, 8]`, see `VIEW`.
 
         When every row is kept, `compute` (a pass of the teacher over the whole batch) is not called. Otherwise it is,
-        and what was missing is kept. Either way the numbers are those that the cache gives back, rounded to its dtype.
+        on every rank, as the weights of a teacher may be spread over them, and what was missing is kept. Either way the numbers are those that the cache gives back, rounded to its dtype.
 
         Raises `UserError` when a kept row is of another picture or crop, and when numbers do not fit the dtype.
         """
         data = np.empty((len(view), self.shape.bytes), dtype=np.uint8)
         kept = [self._read(own, row) for own, row in zip(view, data)]
-        if not all(kept):
+        if _anywhere(not all(kept), device):
             numbers = self._packed(compute())  # [B, numbers]
             data = numbers.view(np.uint8)
             for own, row, there in zip(view, data, kept):
@@ -120,3 +121,10 @@ class TargetCache:
         if shape.patch_width is None:
             return Embedded(cls, None)
         return Embedded(cls, all_[:, shape.cls_numbers :].unflatten(1, (shape.patches, shape.patch_width)))
+
+
+def _anywhere(missing: bool, device: torch.device) -> bool:
+    """Whether something is missing on any rank; all ranks get the same answer."""
+    if world_size() == 1:
+        return missing
+    return bool(all_reduce_max(torch.tensor(float(missing), device=device)) > 0)

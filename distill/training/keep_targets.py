@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from distill.config.schema import Config
 from distill.data.sample import Source
@@ -78,5 +79,6 @@ def weights_digest(modules: Iterable[nn.Module]) -> str:
     for module in modules:
         for name, value in sorted(module.state_dict().items()):
             digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            value = value.full_tensor() if isinstance(value, DTensor) else value  # spread over ranks: all take part
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
