@@ -80,5 +80,5 @@ def weights_digest(modules: Iterable[nn.Module]) -> str:
         for name, value in sorted(module.state_dict().items()):
             digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
             value = value.full_tensor() if isinstance(value, DTensor) else value  # spread over ranks: all take part
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
