@@ -41,7 +41,7 @@ class LightlyStep(nn.Module):
         self.text = copy.deepcopy(ours.model.text)
         self.log_temperature = nn.Parameter(ours.model.log_temperature.detach().clone())
         self.teacher_trunk = copy.deepcopy(self.trunk).requires_grad_(False)
-        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.teacher_head = _head(cfg, ours).requires_grad_(False)  # weight_norm's module cannot be copied
         prototypes, objective = cfg.heads.prototypes, cfg.objective
         momentum = objective.center_momentum
         self.cls_loss = DINOLoss(prototypes, student_temp=objective.cls.student_temperature, center_momentum=momentum)

@@ -20,9 +20,9 @@ from distill.views.masks import draw_mask
 CAPTION_TOKENS = ((8, 20), (20, 48))  # shortest and longest caption of each CLS token: alt-texts, descriptions
 
 
-def configure(recipe: str, **changes: Any) -> Config:
-    """The recipe's config with `changes` (dots as double underscores); nothing that needs files."""
-    return load_config(recipe, {key.replace("__", "."): value for key, value in changes.items()}).config
+def configure(recipe: str, changes: dict[str, Any]) -> Config:
+    """The recipe's config with `changes`, dotted keys. Batches are made up, so no data is opened."""
+    return load_config(recipe, changes).config
 
 
 WORDS = " ".join(f"word{i}" for i in range(10_000))  # what the word tokenizer is trained on

@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {  # name: (module, one line)
         "distill.bench.prototype_loss",
         "cross-entropy over prototypes, in chunks or whole",
     ),
+    "pretrain_step": ("distill.bench.pretrain_step", "a whole pretraining step, against one from lightly's blocks"),
     "kept_targets": ("distill.bench.kept_targets", "a frozen teacher's targets, read from disk or by a pass"),
     "plan": ("distill.bench.plan", "what distill plan says of time and memory, beside a measured step"),
     "data": ("distill.bench.data", "from a JPEG to its crops; procedural scenes"),

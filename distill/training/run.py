@@ -179,11 +179,12 @@ def settle_hardware(resolved: Resolved) -> None:
 
 
 def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has bf16 matrix instructions (AMX); without them bf16 is far slower than fp32."""
+    """Whether this CPU has bf16 dot products (AVX-512 or AMX); without them bf16 is far slower than fp32."""
     try:
-        return " amx_bf16" in Path("/proc/cpuinfo").read_text()
+        flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def make_fabric(cfg: Config) -> Fabric:

@@ -76,6 +76,19 @@ def test_each_caption_is_encoded_as_if_alone(captions):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
 
 
+def test_slots_in_one_pass_are_the_slots_one_by_one(tower):
+    """Captions of two fields, of unlike lengths: forward and gradient, in float64."""
+    tower = tower.double()
+    short, long = _batch([[3], [2, 4], []], 9), _batch([[3, 7, 5], [2], [9, 8, 7, 6, 5, 4, 3]], 9)
+    ids, valid = (torch.stack(pair, dim=1) for pair in zip(short, long))
+    packed, single = tower.slots(ids, valid), torch.stack([tower(*short), tower(*long)], dim=1)
+    assert packed.shape == (3, 2, tower.width)
+    torch.testing.assert_close(packed, single)
+    gradients = [torch.autograd.grad((out**2).sum(), list(tower.parameters())) for out in (packed, single)]
+    for a, b in zip(*gradients):
+        torch.testing.assert_close(a, b)
+
+
 def test_padding_gets_no_gradient(tower):
     ids, valid = _batch([[3, 4], [5, 6, 7]], 9, junk=11)
     tower(ids, valid).square().sum().backward()

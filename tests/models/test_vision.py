@@ -292,3 +292,30 @@ def test_a_fresh_patch_embedding_sees_standardised_pixels(small):
     assert tower.embed.proj(grey).abs().max() < 1e-5
     noise = 0.5 + 0.25 * torch.randn(8, 3, 32, 32)
     assert 0.8 < float(tower.embed.proj(noise).std()) < 1.1
+
+
+@pytest.mark.parametrize("wanted", ["all", "no mask", "no crops"])
+def test_packed_views_are_those_of_separate_passes(small, wanted):
+    """Forward and gradient, in float64."""
+    tower = _shaken(small).double()
+    images, crops = torch.rand(2, 3, 12, 20).double(), torch.rand(5, 3, 8, 8).double()
+    mask = None if wanted == "no mask" else torch.rand(2, 15) < 0.6
+    crops = None if wanted == "no crops" else crops
+    packed = tower.views(images, mask, crops)
+    single = [tower(images), None if mask is None else tower(images, mask), None if crops is None else tower(crops)]
+    for one, other in zip(packed, single):
+        assert (one is None) == (other is None)
+    flat = [[x for view in views if view is not None for x in view] for views in (packed, single)]
+    for a, b in zip(*flat):
+        torch.testing.assert_close(a, b)
+    used = [(n, p) for n, p in tower.named_parameters() if mask is not None or n != "embed.mask_token"]
+    ours, theirs = (torch.autograd.grad(sum((x**2).sum() for x in xs), [p for _, p in used]) for xs in flat)
+    for (name, _), a, b in zip(used, ours, theirs):
+        torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_views_are_not_packed_while_sequences_are_dropped(small):
+    tower = VisionTower(small, position_grid=6, drop_path=0.1)
+    assert not tower.train().packs
+    assert tower.eval().packs
+    assert VisionTower(small, position_grid=6).train().packs

@@ -110,11 +110,29 @@ def test_loss_of_a_step_is_the_paper_written_out(build):
 def test_without_masking_the_clean_pass_is_the_view(build):
     _, assembly, batch = build(**{"mask.ratio": 0.0})
     learner = assembly.distiller.students["student"]
-    calls = []
-    learner.model.image.register_forward_hook(lambda *_: calls.append(1))
+    encode = learner.model.image.views
+    made = []
+    learner.model.image.views = lambda *given: made.append(encode(*given)) or made[-1]
     assembly.distiller(batch, 0.07)
-    assert len(calls) == 2  # clean and locals
+    assert [(v.masked is None, v.crops is None) for v in made] == [(True, False)]
     assert not learner.model.image.embed.mask_token.requires_grad
+
+
+def test_packed_and_separate_passes_are_one_step(build):
+    """The whole step with drop path so small that nothing is dropped, which turns packing off, and without it."""
+    found = []
+    for drop_path in (0.0, 1e-12):
+        _, assembly, batch = build(**{"vision.drop_path": drop_path, "students.0.depth": 2})
+        image = assembly.distiller.student("student").model.image
+        assert image.packs == (drop_path == 0)
+        output = assembly.distiller(batch, 0.07)
+        output.loss.backward()
+        found.append((output, {n: p.grad for n, p in assembly.distiller.named_parameters()}))
+    (one, ours), (other, theirs) = found
+    for name, part in one.parts.items():
+        torch.testing.assert_close(part, other.parts[name], rtol=1e-5, atol=1e-6)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_a_frozen_teacher_stays_out_and_serves_several_students_with_one_pass(build, small_run):

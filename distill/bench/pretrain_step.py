@@ -1,0 +1,95 @@
+"""A full pretraining step of TIPSv2: ViT-S/14 at 224 px, 1 + 6 crops, 75 % masked, 32,768 prototypes, batch 8.
+
+Ours is the real loop's step: head-only EMA, one packed pass, the prototype loss in chunks. The reference is the same
+step from lightly's public blocks (see `distill/bench/lightly_step.py`): a momentum copy of trunk and head, a pass for
+every view, whole matrices of prototype logits. Both start from the same weights and see the same batch, and their
+losses are checked to be the same before anything is timed. The first rows compare like with like, both in fp32 or both
+under bf16 autocast; the last ones compare what `train.precision: auto` picks here with the plain fp32 step. One CPU
+thread; memory is what a process takes above its models, optimiser state included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from distill.bench import ours
+from distill.bench.lightly_step import LightlyStep, prepare_step
+from distill.bench.measure import interleave, peak_memory, use_threads
+from distill.bench.rows import Row, less, more
+from distill.config.schema import Config
+from distill.training.run import cpu_multiplies_bf16
+
+SETTINGS: dict[str, Any] = {
+    "students.0.arch": "S/14",
+    "vision.position_grid": 16,
+    "text.tokenizer": "clip",
+    "data.shards": "unused",
+    "train.batch": 8,
+    "train.devices": 1,
+    "train.accelerator": "cpu",
+}
+SMALL: dict[str, Any] = {
+    "students.0.arch": "tiny/14",
+    "students.0.depth": 1,
+    "vision.position_grid": 4,
+    "views.global_size": 56,
+    "views.local_size": 28,
+    "text.tokenizer": "words",
+    "text.layers": 1,
+    "heads.prototypes": 64,
+    "heads.hidden": 32,
+    "heads.bottleneck": 16,
+    "train.batch": 2,
+}
+AGREE = 1e-2  # relative; lightly resizes the positions of local crops bicubically, we bilinearly
+
+
+def config(precision: str, quick: bool) -> Config:
+    """The recipe of the step."""
+    return ours.configure("pretrain/tipsv2_l14", SETTINGS | (SMALL if quick else {}) | {"train.precision": precision})
+
+
+def prepare(kind: str, precision: str, quick: bool) -> Callable[[], Any]:
+    """A call that takes one step, `kind` ours or lightly; gives its loss."""
+    cfg = config(precision, quick)
+    state = ours.start(cfg)
+    learner = state.distiller.student("student")
+    batch = ours.fake_batch(cfg, learner.model.tokenizer.vocabulary)
+    if kind == "lightly":
+        return prepare_step(LightlyStep(cfg, learner), batch)
+    return lambda: ours.one_step(state, batch)
+
+
+def two_steps(kind: str, precision: str, quick: bool) -> Callable[[], Any]:
+    """Two of them: the second has gradients and optimiser state in memory from the start."""
+    step = prepare(kind, precision, quick)
+    return lambda: (step(), step())
+
+
+def measure(quick: bool) -> list[Row]:
+    precisions = ["fp32", "bf16"] if cpu_multiplies_bf16() else ["fp32"]
+    kinds = [(kind, precision) for precision in precisions for kind in ("ours", "lightly")]
+    with use_threads(1):
+        steps = {pair: prepare(*pair, quick) for pair in kinds}
+        check_agreement(float(steps["ours", "fp32"]()), float(steps["lightly", "fp32"]()))
+        time = interleave(steps, rounds=1 if quick else 3)
+    del steps
+    memory = {pair: peak_memory(two_steps, *pair, quick, fresh=not quick) for pair in kinds}
+    rows: list[Row] = []
+    pairs = [(p, p) for p in precisions] + [(p, "fp32") for p in precisions[1:]]
+    for mine, theirs in pairs:
+        what = f"both in {mine}" if mine == theirs else f"ours in {mine}, lightly in {theirs}"
+        a, b = time["ours", mine], time["lightly", theirs]
+        rows += [
+            more(what, 1 / a.wall, 1 / b.wall, "steps/s"),
+            less(what, a.cpu, b.cpu, "s of CPU a step"),
+            less(what, memory["ours", mine], memory["lightly", theirs], "MiB at the peak"),
+        ]
+    return rows
+
+
+def check_agreement(own: float, reference: float) -> None:
+    """Raises RuntimeError when the first losses differ: then the two steps are not the same computation."""
+    if abs(own - reference) > AGREE * abs(reference):
+        raise RuntimeError(f"the first losses differ: {own} and {reference}; the comparison would mean nothing")
