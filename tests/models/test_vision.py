@@ -278,7 +278,7 @@ class _Bare(VisionTower):
 
     def __init__(self):
         torch.nn.Module.__init__(self)
-        self.patch = 4
+        self.patch, self.pad = 4, False
 
 
 _BARE = _Bare()

@@ -215,9 +215,9 @@ def test_students_send_no_gradient_into_a_cotrained_teacher(build):
     _, alone, batch = build(**changes)
     pixels = Pixels.of(batch)
     learner = alone.distiller.teacher_learner
-    clean = learner.clean(pixels.images)
-    targets = alone.teacher.targets(pixels.images, clean, 0.07)
-    learner.losses(pixels, clean, learner.features(batch, clean), targets).total.backward()
+    views = learner.views(pixels)
+    targets = alone.teacher.targets(pixels.images, views.clean, 0.07)
+    learner.losses(pixels, views, learner.features(batch, views.clean), targets).total.backward()
     for name, parameter in learner.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, both[name])
