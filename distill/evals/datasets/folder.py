@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from distill.errors import UserError, unknown
-from distill.evals.datasets.base import CAPTIONS, LABELS, MASKS, TRAIN, EvalDataset, spread
+from distill.evals.datasets.assemble import add_train, assemble, choose_train, require_items
+from distill.evals.datasets.base import EvalDataset
 from distill.evals.datasets.files import entries
 from distill.evals.datasets.layouts import LAYOUTS, Layout
 
@@ -29,38 +30,26 @@ def open_folder(
     layout = find_layout(root)
     splits = layout.splits(root)
     split = _choose(root, splits, split)
-    if train is not None and train not in splits:
-        raise unknown(f"train split of {root}", train, splits, "Give one of them with ?train=NAME.")
+    if train is None:
+        train = next((name for name in splits if name.startswith("train") and name != split), None)
+    train = choose_train(root, splits, train, None, split)
     items = layout.items(root, split)
-    if not items:
-        raise UserError(f"The split '{split}' of {root} has no images (splits: {', '.join(splits)}). Choose another.")
-    items = [items[at] for at in spread(len(items), samples)]
+    require_items(root, split, items, splits)
     names, prompts, ignore = layout.classes(root)
-    fields = list(dict.fromkeys(name for item in items for name in item.captions or {}))
-    has = set()
-    if names and all(item.mask for item in items):
-        has.add(MASKS)
-    if fields:
-        has.add(CAPTIONS)
-    if any(item.label for item in items):
-        has.add(LABELS)
-    dataset = EvalDataset(
-        name=f"folder:{root.name} {split}",
-        size=size,
-        item=items.__getitem__,
-        length=len(items),
-        has=frozenset(has),
+    dataset = assemble(
+        f"folder:{root.name} {split}",
+        items,
+        samples,
+        size,
         class_names=names,
         prompt_names=prompts,
         ignore=ignore,
-        caption_fields=fields,
+        caption_fields=list(dict.fromkeys(name for item in items for name in item.captions or {})),
         caption_field=field,
     )
-    if train is None:
-        train = next((name for name in splits if name.startswith("train") and name != split), None)
     if train is not None:
-        dataset.has |= {TRAIN}
-        dataset.open_train = partial(open_folder, root, split=train, samples=samples, size=size, field=field)
+        again = {"split": train, "samples": samples, "size": size, "field": field}
+        add_train(dataset, partial(open_folder, root, **again))
     return dataset
 
 
