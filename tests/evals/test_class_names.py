@@ -37,4 +37,4 @@ def test_names_at_their_labels():
     assert [class_list("coco_stuff")[i] for i in (0, 79, 80, 170)] == ["person", "toothbrush", "banner", "wood"]
     assert [class_list("voc20")[i] for i in (0, 14, 19)] == ["aeroplane", "person", "tvmonitor"]
     assert class_list("coco_object")[1:] == class_list("coco_stuff")[:80]
-    assert list(class_list("imagenet")) == IMAGENET_CLASSNAMES
+    assert list(class_list("imagenet")) == list(IMAGENET_CLASSNAMES)

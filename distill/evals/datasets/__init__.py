@@ -2,10 +2,13 @@
 
     scenes              the embedded procedural world's test split (`scenes:128` renders at 128 px)
     shards:PATTERN      webdataset tars with captions, and masks if a `classes.json` beside them names the values
-    folder:PATH         images with masks, captions.jsonl, or class folders (`distill.evals.datasets.layouts`)
+    folder:PATH         images with masks, depth or normals, captions.jsonl, or class folders (`...datasets.layouts`)
+    csv:FILE jsonl:FILE images and captions listed in a table (`...datasets.tables`)
+    ade20k:PATH ...     a benchmark in the layout its publishers ship (`...datasets.catalogue`, one file each)
 
-Options: `split=NAME` (folder), `train=NAME` (folder: the split probes are fitted on; shards: a pattern of other tars),
-`field=NAME` (the caption field that retrieval uses).
+Options: `split=NAME` (folder, tables, benchmarks), `train=NAME` (folder, benchmarks: the split probes are fitted on;
+shards: a pattern of other tars), `field=NAME` (the caption field that retrieval uses), `image=COLUMN` and
+`images=FOLDER` (tables).
 """
 
 from __future__ import annotations
@@ -14,12 +17,22 @@ from pathlib import Path
 
 from distill.errors import UserError, unknown
 from distill.evals.datasets.base import EvalDataset
+from distill.evals.datasets.catalogue import BENCHMARKS
 from distill.evals.datasets.folder import open_folder
 from distill.evals.datasets.scenes import open_scenes
 from distill.evals.datasets.shards import open_shards
+from distill.evals.datasets.tables import open_table
 
-KINDS = ("scenes", "shards", "folder")
-OPTIONS = {"scenes": ("field",), "shards": ("train", "field"), "folder": ("split", "train", "field")}
+TABLES = ("csv", "jsonl")
+KINDS = ("scenes", "shards", "folder", *TABLES, *BENCHMARKS)
+FOLDER_OPTIONS = ("split", "train", "field")
+OPTIONS = {
+    "scenes": ("field",),
+    "shards": ("train", "field"),
+    "folder": FOLDER_OPTIONS,
+    **dict.fromkeys(TABLES, ("split", "field", "image", "images")),
+    **dict.fromkeys(BENCHMARKS, FOLDER_OPTIONS),
+}
 DEFAULT_SIZE = 224
 
 __all__ = ["EvalDataset", "open_dataset"]
@@ -31,28 +44,26 @@ def open_dataset(
     """Opens `spec` (see the module's docstring).
 
     samples: how many images, evenly spread over the split (None: all; scenes: 512); the train split gets as many.
-    size: pixels the short side is resized to (None: 224; scenes: their own size).
+    size: pixels of the short side (None: 224; scenes: their own size; segmentation and depth benchmarks: 448).
     split: as `?split=`; None takes test, else val.
     Raises UserError for an unknown kind or option, and for what is missing at the path.
     """
     kind, where, options = parse(spec)
     _check(spec, samples, size)
-    split = options.get("split", split)
-    field = options.get("field")
+    chosen: dict[str, str | None] = {"split": split, "field": None, **options}
+    field, path = chosen["field"], Path(where).expanduser()
     if kind == "scenes":
-        dataset = open_scenes(_side(where), samples=samples, size=size, split=split or "test", field=field)
+        scenes_split = chosen["split"] or "test"
+        dataset = open_scenes(_side(where), samples=samples, size=size, split=scenes_split, field=field)
     elif kind == "shards":
         train = options.get("train")
         dataset = open_shards(where, train=train, samples=samples, size=size or DEFAULT_SIZE, field=field)
+    elif kind == "folder":
+        dataset = open_folder(path, **chosen, samples=samples, size=size or DEFAULT_SIZE)
+    elif kind in TABLES:
+        dataset = open_table(kind, path, **chosen, samples=samples, size=size or DEFAULT_SIZE)
     else:
-        dataset = open_folder(
-            Path(where).expanduser(),
-            split=split,
-            train=options.get("train"),
-            samples=samples,
-            size=size or DEFAULT_SIZE,
-            field=field,
-        )
+        dataset = BENCHMARKS[kind].open(path, **chosen, samples=samples, size=size)
     if field is not None and dataset.caption_fields and field not in dataset.caption_fields:
         raise unknown(f"caption field of {dataset.name}", field, dataset.caption_fields)
     return dataset

@@ -1,8 +1,9 @@
-"""Reading images, masks and class lists from files, with errors that name the file."""
+"""Reading images, masks, depth, normals and class lists from files, with errors that name the file."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,8 @@ from PIL import Image, ImageOps
 from distill.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+GREY_MODES = ("L", "P", "I", "I;16", "I;16B", "1")
+Colours = dict[tuple[int, int, int], int]  # what each colour of a colour-coded mask stands for
 
 
 def decode(file: Path | IO[bytes], name: str) -> Image.Image:
@@ -23,18 +26,91 @@ def decode(file: Path | IO[bytes], name: str) -> Image.Image:
         raise UserError(f"Cannot read the image {name}: {error}. Repair it or leave it out.") from error
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Integer class indices `[H, W]` of an 8- or 16-bit grey or palette PNG."""
+def read_mask(path: Path, colours: Colours | None = None) -> np.ndarray:
+    """Integer class indices `[H, W]` of an 8- or 16-bit grey or palette PNG, or of a colour-coded one by `colours`."""
     try:
         with Image.open(path) as image:
-            if image.mode not in ("L", "P", "I", "I;16", "1"):
-                raise UserError(
-                    f"The mask {path} has mode {image.mode}; a mask holds one class index a pixel "
-                    f"(8- or 16-bit grey, or palette). Convert it."
-                )
-            return np.array(image).astype(np.int64) if image.mode != "L" else np.array(image)
+            if image.mode in GREY_MODES:
+                return np.array(image).astype(np.int64) if image.mode != "L" else np.array(image)
+            if colours is not None and image.mode in ("RGB", "RGBA"):
+                return _decode_colours(np.array(image.convert("RGB")), colours, path)
+            raise UserError(
+                f"The mask {path} has mode {image.mode}; a mask holds one class index a pixel "
+                f"(8- or 16-bit grey, or palette), or colours that classes.json lists. Convert it."
+            )
     except (OSError, SyntaxError) as error:
         raise UserError(f"Cannot read the mask {path}: {error}. Repair it or leave the image out.") from error
+
+
+def _decode_colours(pixels: np.ndarray, colours: Colours, path: Path) -> np.ndarray:
+    """Colours `[H, W, 3]` -> the values they stand for `[H, W]`; UserError for a colour that stands for none."""
+    known = np.array([_packed(colour) for colour in colours])  # [C]
+    values = np.array(list(colours.values()), np.int64)
+    order = np.argsort(known)
+    coded = pixels.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])  # [H, W]
+    at = order[np.searchsorted(known[order], coded).clip(max=len(known) - 1)]
+    wrong = np.argwhere(known[at] != coded)
+    if len(wrong):
+        row, column = wrong[0]
+        raise UserError(
+            f"The mask {path} has the colour {tuple(int(v) for v in pixels[row, column])} in row {row}, column "
+            f"{column}, which stands for no class ({len(colours)} colours are known). Correct the mask or the list."
+        )
+    return values[at]
+
+
+def _packed(colour: Sequence[int]) -> int:
+    return (colour[0] << 16) + (colour[1] << 8) + colour[2]
+
+
+def read_depth(path: Path, unit: float = 1000.0) -> np.ndarray:
+    """Depth `[H, W]` float32 in metres: a `.npy` file of metres, or a 16-bit grey PNG of metres times `unit`."""
+    if path.suffix == ".npy":
+        return _read_array(path, 2)
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("I;16", "I;16B", "I"):
+                raise UserError(
+                    f"The depth map {path} has mode {image.mode}; "
+                    f"depth is a 16-bit grey PNG or a .npy file. Convert it."
+                )
+            return np.array(image).astype(np.float32) / unit
+    except (OSError, SyntaxError) as error:
+        raise UserError(f"Cannot read the depth map {path}: {error}. Repair it or leave the image out.") from error
+
+
+def read_normals(path: Path) -> np.ndarray:
+    """Unit normals `[H, W, 3]` float32, zeros where there is none: a `.npy` file, or an 8-bit RGB PNG.
+
+    A PNG stores each component as (n + 1) / 2 * 255. Vectors shorter than a half (grey or black pixels) are no normals.
+    """
+    if path.suffix == ".npy":
+        normals = _read_array(path, 3)
+    else:
+        try:
+            with Image.open(path) as image:
+                if image.mode != "RGB":
+                    raise UserError(
+                        f"The normals {path} have mode {image.mode}; they are an RGB PNG, or a .npy file. Convert it."
+                    )
+                pixels = np.array(image)
+        except (OSError, SyntaxError) as error:
+            raise UserError(f"Cannot read the normals {path}: {error}. Repair it or leave the image out.") from error
+        normals = pixels.astype(np.float32) / 127.5 - 1
+        normals[(pixels == 0).all(-1)] = 0
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    return np.where(length > 0.5, normals / np.maximum(length, 0.5), 0).astype(np.float32)
+
+
+def _read_array(path: Path, dimensions: int) -> np.ndarray:
+    """A `.npy` file as float32; no code in it is run."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path}: {error}. It must be an array saved with numpy.save.") from error
+    if array.ndim != dimensions:
+        raise UserError(f"{path} has {array.ndim} dimensions {array.shape}; it must have {dimensions}: redo it.")
+    return array.astype(np.float32)
 
 
 def read_json(path: Path) -> Any:
@@ -68,6 +144,36 @@ def read_classes(path: Path) -> tuple[list[str], list[str], int]:
             f"{path}: prompt_names has '{unknown[0]}', which is not among its classes. Remove or correct it."
         )
     return names, [prompts.get(name, name) for name in names], int(content.get("ignore_index", 255))
+
+
+def read_colours(path: Path) -> Colours | None:
+    """The colours of colour-coded masks in a `classes.json`: `"colours": [[r, g, b] of each class, in their order]`.
+
+    `"ignore_colours": [[r, g, b], ...]` are not scored. None when it lists none.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or "colours" not in content:
+        return None
+    names, ignore = content.get("classes", []), int(content.get("ignore_index", 255))
+    listed = [tuple(colour) for colour in content["colours"]]
+    ignored = [tuple(colour) for colour in content.get("ignore_colours", [])]
+    if len(listed) != len(names):
+        raise UserError(f"{path} has {len(listed)} colours for {len(names)} classes. Give one a class, in their order.")
+    if any(len(colour) != 3 for colour in listed + ignored) or len({*listed, *ignored}) != len(listed + ignored):
+        raise UserError(f"{path}: colours must be different triples [red, green, blue].")
+    return {**{colour: value for value, colour in enumerate(listed)}, **dict.fromkeys(ignored, ignore)}
+
+
+def list_images(folder: Path) -> list[Path]:
+    """The image files of a folder (not of those below it), sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def require_file(path: Path, what: str) -> Path:
+    """`path`, or a UserError saying what is missing and what its folder holds."""
+    if not path.is_file():
+        raise UserError(f"The {what} {path} is missing. Found in {path.parent}: {entries(path.parent)}.")
+    return path
 
 
 def entries(path: Path) -> str:

@@ -9,10 +9,22 @@ from typing import Protocol
 
 from distill.errors import UserError
 from distill.evals.datasets.base import Item
-from distill.evals.datasets.files import IMAGE_SUFFIXES, decode, entries, read_classes, read_mask
+from distill.evals.datasets.files import (
+    IMAGE_SUFFIXES,
+    Colours,
+    decode,
+    entries,
+    read_classes,
+    read_colours,
+    read_depth,
+    read_mask,
+    read_normals,
+    require_file,
+)
 
 Classes = tuple[list[str], list[str], int]  # names, words in prompts, ignore value
 SPLIT_FOLDERS = ("train", "val", "validation", "test")
+DENSE = ("masks", "depth", "normals")
 NO_CLASSES: Classes = ([], [], 255)
 
 
@@ -56,8 +68,8 @@ class CaptionFile:
         return read_classes(path) if path.is_file() else NO_CLASSES
 
     def _item(self, root: Path, row: dict) -> Item:
-        image = _existing(root / row["image"], "image")
-        mask = _existing(root / row["mask"], "mask") if row.get("mask") else None
+        image = require_file(root / row["image"], "image")
+        mask = require_file(root / row["mask"], "mask") if row.get("mask") else None
         return Item(
             key=str(row.get("id", row["image"])),
             image=partial(decode, image, str(image)),
@@ -66,13 +78,18 @@ class CaptionFile:
         )
 
 
-class MaskFolders:
-    """`images/`, `masks/` (same relative path, .png), `classes.json`, optionally `<split>.txt` with a stem a line."""
+class DenseFolders:
+    """`images/` and, with the same relative paths, any of `masks/`, `depth/` and `normals/`.
 
-    expected = "images/, masks/, classes.json and <split>.txt"
+    Masks are .png, their values named by `classes.json`, which may also give the colours of colour-coded ones. Depth is
+    16-bit .png in millimetres or .npy in metres, normals .png or .npy (`distill.evals.datasets.files`). Splits are
+    `<split>.txt` files with a stem a line; without any, all images are one split.
+    """
+
+    expected = "images/ with masks/ (and classes.json), depth/ or normals/, and <split>.txt"
 
     def fits(self, root: Path) -> bool:
-        return (root / "images").is_dir() and (root / "masks").is_dir()
+        return (root / "images").is_dir() and any((root / name).is_dir() for name in DENSE)
 
     def splits(self, root: Path) -> list[str]:
         return sorted(path.stem for path in root.glob("*.txt")) or ["all"]
@@ -81,19 +98,29 @@ class MaskFolders:
         images = {_stem(path, root / "images"): path for path in _images(root / "images")}
         file = root / f"{split}.txt"
         stems = file.read_text(encoding="utf-8").split() if file.is_file() else sorted(images)
-        return [self._item(root, stem, images, file) for stem in stems]
+        classes = root / "classes.json"
+        colours = read_colours(classes) if classes.is_file() else None
+        return [self._item(root, stem, images, file, colours) for stem in stems]
 
     def classes(self, root: Path) -> Classes:
         path = root / "classes.json"
-        if not path.is_file():
+        if path.is_file():
+            return read_classes(path)
+        if (root / "masks").is_dir():
             raise UserError(f"{root} has no classes.json, which names the mask values. Found: {entries(root)}.")
-        return read_classes(path)
+        return NO_CLASSES
 
-    def _item(self, root: Path, stem: str, images: dict[str, Path], file: Path) -> Item:
+    def _item(self, root: Path, stem: str, images: dict[str, Path], file: Path, colours: Colours | None) -> Item:
         if stem not in images:
             raise UserError(f"{file} lists '{stem}', but {root / 'images'} has no such image. Correct the list.")
-        mask = _existing(root / "masks" / f"{stem}.png", "mask")
-        return Item(key=stem, image=partial(decode, images[stem], str(images[stem])), mask=partial(read_mask, mask))
+        item = Item(key=stem, image=partial(decode, images[stem], str(images[stem])))
+        if (root / "masks").is_dir():
+            item.mask = partial(read_mask, require_file(root / "masks" / f"{stem}.png", "mask"), colours)
+        if (root / "depth").is_dir():
+            item.depth = partial(read_depth, _png_or_npy(root / "depth" / stem, "depth map"))
+        if (root / "normals").is_dir():
+            item.normals = partial(read_normals, _png_or_npy(root / "normals" / stem, "normals"))
+        return item
 
 
 class ClassFolders:
@@ -133,7 +160,7 @@ class ClassFolders:
         return names, names, 255
 
 
-LAYOUTS: tuple[Layout, ...] = (CaptionFile(), MaskFolders(), ClassFolders())
+LAYOUTS: tuple[Layout, ...] = (CaptionFile(), DenseFolders(), ClassFolders())
 
 
 def _folders(root: Path) -> list[Path]:
@@ -148,10 +175,10 @@ def _stem(path: Path, root: Path) -> str:
     return path.relative_to(root).with_suffix("").as_posix()
 
 
-def _existing(path: Path, what: str) -> Path:
-    if not path.is_file():
-        raise UserError(f"The {what} {path} is missing. Found in {path.parent}: {entries(path.parent)}.")
-    return path
+def _png_or_npy(path: Path, what: str) -> Path:
+    """The file beside `path` (without its ending) that is there; its .npy form wins."""
+    array = path.with_name(path.name + ".npy")
+    return array if array.is_file() else require_file(path.with_name(path.name + ".png"), what)
 
 
 def _rows(file: Path) -> list[dict]:

@@ -192,7 +192,14 @@ def test_class_without_images_keeps_its_place(class_folder):
 def test_what_is_missing_is_said(tmp_path, class_folder):
     with pytest.raises(UserError) as error:
         open_dataset(f"folder:{tmp_path / 'pet'}")
-    for word in ("No folder", "images/, masks/, classes.json", "captions.jsonl", "<class>/", "Found in", "pets/"):
+    for word in (
+        "No folder",
+        "images/ with masks/ (and classes.json)",
+        "captions.jsonl",
+        "<class>/",
+        "Found in",
+        "pets/",
+    ):
         assert word in str(error.value)
     (tmp_path / "odd" / "pictures").mkdir(parents=True)
     with pytest.raises(UserError, match=r"Unknown layout of .*odd\. Expected: captions\.jsonl; or .* Found: pictures/"):
@@ -223,3 +230,81 @@ def test_images_are_upright_and_rgb(class_folder):
     assert dataset.image(2).size == (6, 8)
     with pytest.raises(UserError, match=r"Cannot read the image .*3\.png"):
         dataset.image(3)
+
+
+@pytest.fixture
+def dense_folder(tmp_path):
+    """Two images with depth (one a PNG, one an array) and normals, no masks."""
+    for stem in ("a", "b"):
+        save(tmp_path / f"images/{stem}.jpg", grey(50))
+    depth = np.arange(48, dtype=np.uint16).reshape(6, 8) * 100
+    (tmp_path / "depth").mkdir()
+    Image.fromarray(depth).save(tmp_path / "depth/a.png")
+    np.save(tmp_path / "depth/b.npy", depth / 1000)
+    normals = np.full((6, 8, 3), (128, 128, 255), np.uint8)
+    normals[0] = 0
+    save(tmp_path / "normals/a.png", normals)
+    np.save(tmp_path / "normals/b.npy", np.float32(np.broadcast_to((0, 0.6, 0.8), (6, 8, 3))))
+    return tmp_path
+
+
+def test_depth_and_normals(dense_folder):
+    dataset = open_dataset(f"folder:{dense_folder}")
+    assert dataset.has == {"depth", "normals"} and dataset.class_names == []
+    first, second = (dataset.load(i, depth=True, normals=True) for i in range(2))
+    assert first.depth.dtype == np.float32 and np.array_equal(first.depth, second.depth)
+    assert first.depth[0, 1] == np.float32(0.1) and first.depth[5, 7] == np.float32(4.7)
+    assert not first.normals[0].any() and np.allclose(first.normals[1:], (0, 0, 1), atol=6e-3)
+    assert np.allclose(np.linalg.norm(first.normals[1:], axis=-1), 1) and np.allclose(second.normals, (0, 0.6, 0.8))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("depth/a.png", np.zeros((6, 8), np.uint8), "mode L; depth is a 16-bit grey PNG or a .npy file"),
+        ("normals/a.png", np.zeros((6, 8), np.uint8), "mode L; they are an RGB PNG, or a .npy"),
+        ("depth/b.npy", np.zeros((6, 8, 1)), r"b\.npy has 3 dimensions \(6, 8, 1\); it must have 2"),
+        ("depth/b.npy", np.zeros((5, 8)), r"the depth map of b is 8x5, its image 8x6"),
+        ("depth/b.npy", np.array([{}]), r"Cannot read .*b\.npy.*Object arrays"),
+    ],
+)
+def test_depth_and_normals_of_another_kind(dense_folder, name, content, message):
+    path = dense_folder / name
+    np.save(path, content) if path.suffix == ".npy" else Image.fromarray(content).save(path)
+    dataset = open_dataset(f"folder:{dense_folder}")
+    with pytest.raises(UserError, match=message):
+        [dataset.load(index, depth=True, normals=True) for index in range(2)]
+
+
+def test_colour_coded_masks(masks_folder):
+    content = {"classes": ["sky", "road"], "colours": [[9, 9, 9], [200, 0, 0]], "ignore_colours": [[0, 0, 0]]}
+    (masks_folder / "classes.json").write_text(json.dumps(content))
+    coded = np.full((6, 8, 3), 9)
+    coded[2], coded[3] = (200, 0, 0), 0
+    save(masks_folder / "masks/a.png", coded)
+    dataset = open_dataset(f"folder:{masks_folder}?split=train")
+    assert dataset.mask(0)[:4, 0].tolist() == [0, 0, 1, 255]
+    content["colours"].pop()
+    (masks_folder / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="has 1 colours for 2 classes"):
+        open_dataset(f"folder:{masks_folder}")
+    (masks_folder / "classes.json").write_text(json.dumps(content | {"colours": [[9, 9, 9], [9, 9, 9]]}))
+    with pytest.raises(UserError, match="must be different triples"):
+        open_dataset(f"folder:{masks_folder}")
+
+
+def test_grey_cmyk_and_turned_images(masks_folder):
+    """All become RGB; a turned one stands upright, so that its mask fits."""
+    images = masks_folder / "images"
+    Image.new("L", (8, 6), 77).save(images / "a.png")
+    (images / "b.png").unlink()
+    Image.new("CMYK", (8, 6), (0, 0, 0, 0)).save(images / "b.jpg")
+    dataset = open_dataset(f"folder:{masks_folder}?split=train")
+    assert np.array(dataset.load(0, masks=True).image)[0, 0].tolist() == [77, 77, 77]
+    assert np.array(dataset.load(1, masks=True).image)[0, 0].tolist() == [255, 255, 255]
+    lying = Image.fromarray(np.uint8([[[i * 30] * 3] * 6 for i in range(8)]))  # 6 wide, 8 high
+    exif = lying.getexif()
+    exif[0x0112] = 6  # turn clockwise to see it upright
+    lying.save(images / "a.png", exif=exif)
+    turned = dataset.load(0, masks=True).image
+    assert turned.size == (8, 6) and np.array(turned)[0, :, 0].tolist() == [210 - 30 * i for i in range(8)]

@@ -1,0 +1,125 @@
+"""NAVI (`navi:navi_v1`): single objects with depth, and normals worked out from it.
+
+    OBJECT/multiview_*/{annotations.json, images/000.jpg, depth/000.png}
+    OBJECT/wild_set/{annotations.json, images/000.jpg, depth/000.png}
+
+Protocol of Probe3D (El Banani et al., CVPR 2024), which the papers follow: fitted on the multi-view scenes (`train`),
+evaluated on the images in the wild (`test`), of objects that have both, every fourth image in sorted order, cut to the
+square around the object. Depth: 16-bit PNG of inverse depth, 65535 x 10 / value millimetres, 0 = no object. Normals:
+the mean of the cross products of the vectors to the four neighbours, with the focal length of annotations.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from distill.errors import UserError
+from distill.evals.datasets.assemble import Lazily
+from distill.evals.datasets.base import Item
+from distill.evals.datasets.benchmark import Benchmark
+from distill.evals.datasets.files import decode, list_images, read_depth, read_json, require_file
+
+INVERSE = 65535 * 10  # value times depth in millimetres
+EVERY = 4
+FAR = 1e6  # stands behind the object where normals are worked out
+Box = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+class Navi(Benchmark):
+    kind = "navi"
+    expected = "OBJECT/wild_set/ and OBJECT/multiview_*/ with images/, depth/ and annotations.json"
+    inside = ("navi_v1", "navi_v1.5")
+    split, fitted, size = "test", "train", 448
+
+    def fits(self, root: Path) -> bool:
+        return bool(_objects(root))
+
+    def splits(self, root: Path) -> list[str]:
+        return ["train", "test"]
+
+    def items(self, root: Path, split: str) -> Sequence[Item]:
+        pattern = "multiview_*" if split == "train" else "wild_set"
+        scenes = [scene for thing in _objects(root) for scene in sorted(thing.glob(pattern))]
+        paths = [path for scene in scenes for path in list_images(scene / "images") if "_" not in path.stem]
+        return Lazily(paths[::EVERY], partial(_item, root))
+
+
+def _objects(root: Path) -> list[Path]:
+    """Objects with scenes of both kinds, sorted."""
+    wild = [path.parent for path in root.glob("*/wild_set") if path.is_dir()]
+    return sorted(thing for thing in wild if any(thing.glob("multiview_*")))
+
+
+def _item(root: Path, path: Path) -> Item:
+    depth = require_file(path.parents[1] / "depth" / f"{path.stem}.png", "depth map")
+    return Item(
+        key=str(path.relative_to(root)),
+        image=partial(_image, path, depth),
+        depth=lambda: _cut(_metres(depth), _box(depth)),
+        normals=partial(_normals, path, depth),
+    )
+
+
+@lru_cache(maxsize=2)  # image, depth and normals of one item all need it
+def _metres(path: Path) -> np.ndarray:
+    """Depth `[H, W]` float32 in metres, 0 where there is no object."""
+    value = read_depth(path, unit=1.0)
+    return np.where(value > 0, INVERSE / 1000 / np.maximum(value, 1), 0).astype(np.float32)
+
+
+def _image(path: Path, depth: Path) -> Image.Image:
+    return decode(path, str(path)).crop(_box(depth))
+
+
+def _box(path: Path) -> Box:
+    return square_around(_metres(path) > 0, path)
+
+
+def square_around(there: np.ndarray, path: Path) -> Box:
+    """The square of the longer side of the object's box, centred on it where the picture allows, moved inside else."""
+    rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
+    if not len(rows):
+        raise UserError(f"The depth map {path} shows no object: all of it is 0. Leave its image out.")
+    low = np.array([columns[0], rows[0]])
+    length = np.array([columns[-1], rows[-1]]) + 1 - low
+    side = int(min(length.max(), *there.shape))
+    limit = np.array(there.shape[::-1]) - side
+    left, top = np.clip(low - (side - length) // 2, 0, limit)
+    return int(left), int(top), int(left) + side, int(top) + side
+
+
+def _cut(array: np.ndarray, box: Box) -> np.ndarray:
+    return array[box[1] : box[3], box[0] : box[2]]
+
+
+def _normals(image: Path, depth: Path) -> np.ndarray:
+    notes = {note["filename"]: note for note in read_json(image.parents[1] / "annotations.json")}
+    if image.name not in notes:
+        raise UserError(f"{image.parents[1] / 'annotations.json'} has no entry for {image.name}. Download it again.")
+    focal = float(notes[image.name]["camera"]["focal_length"])
+    return _cut(normals_of(_metres(depth), focal), _box(depth))
+
+
+def normals_of(depth: np.ndarray, focal: float) -> np.ndarray:
+    """Normals `[H, W, 3]` (right, up, towards the viewer) of depth `[H, W]`; focal length in pixels; zeros at the rim.
+
+    Zeros also where depth is 0. The principal point is the centre.
+    """
+    height, width = depth.shape
+    y, x = np.mgrid[:height, :width] + 0.5
+    z = np.where(depth > 0, depth, FAR).astype(np.float64)
+    points = np.stack([(x - width / 2) * z / focal, (height / 2 - y) * z / focal, -z], -1)  # [H, W, 3]
+    centre = points[1:-1, 1:-1]
+    left, right = points[1:-1, :-2] - centre, points[1:-1, 2:] - centre
+    up, down = points[:-2, 1:-1] - centre, points[2:, 1:-1] - centre
+    around = ((right, up), (up, left), (left, down), (down, right))  # anticlockwise: the product faces the viewer
+    normals = np.zeros((height, width, 3))
+    normals[1:-1, 1:-1] = sum(np.cross(one, next) for one, next in around)
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    unit = normals / np.where(length > 0, length, 1)
+    return np.where((depth > 0)[..., None], unit, 0).astype(np.float32)
