@@ -96,7 +96,14 @@ def _result(task: Task, dataset: EvalDataset, seconds: float) -> TaskResult:
     outcome = task.outcome()
     seconds += time.perf_counter() - started
     return TaskResult(
-        task.name, dataset.name, outcome.metrics, outcome.protocol, outcome.counts, seconds, outcome.details
+        task.name,
+        dataset.name,
+        outcome.metrics,
+        outcome.protocol,
+        outcome.counts,
+        seconds,
+        outcome.details,
+        outcome.per_image,
     )
 
 

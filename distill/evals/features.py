@@ -1,8 +1,10 @@
 """One pass over the images for all tasks: resize, batch by shape, encode, hand out.
 
-Resize rule (`target_size`): `keep` brings the short side to `size` with the aspect ratio kept, `square` makes both
-sides `size`; each side is then rounded up to a multiple of the model's patch, in one bicubic, anti-aliased step, so
-that the model never sees a partial patch. Pixels are float32 in [0, 1]; normalisation is the model's own business.
+Resize rules (`target_size`), one bicubic, anti-aliased step. `keep` brings the short side to `size` with the aspect
+ratio kept, `square` makes both sides `size`; each side is then rounded up to a multiple of the model's patch. `short`
+is that of TIPSv2's notebook: the short side to `size`, the long one to the whole pixels of its share; what the model then
+sees is raised to a multiple of its patch, bicubic (`to_patches`). Pixels are float32 in [0, 1]; normalisation is the
+model's own business.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from distill.evals.datasets.base import EvalDataset, Example
 
-FITS = ("keep", "square")
+FITS = ("keep", "square", "short")
+TOKENS_PER_PART = 1 << 15  # patches that `encode_parts` gives the model at a time
 PENDING_IMAGES = 512  # most images that wait for others of their shape
 
 
@@ -87,6 +91,8 @@ def target_size(height: int, width: int, size: int, patch: int, fit: str) -> tup
     if fit == "square":
         return round_up(size, patch), round_up(size, patch)
     short = min(height, width)
+    if fit == "short":
+        return (size, int(size * width / height)) if height <= width else (int(size * height / width), size)
     return round_up(round(height * size / short), patch), round_up(round(width * size / short), patch)
 
 
@@ -97,13 +103,31 @@ def to_tensor(image: Image.Image, height: int, width: int) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).float() / 255
 
 
+def to_patches(images: Tensor, patch: int) -> Tensor:
+    """`[B, 3, H, W]` with each side raised to a multiple of the patch, bicubic; as they are where they fit."""
+    size = tuple(round_up(side, patch) for side in images.shape[2:])
+    if size == tuple(images.shape[2:]):
+        return images
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+
+
 def encode(model: Encoder, images: Tensor, values: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-    """CLS `[B, C, D]`, final patches and (if asked) value-path patches `[B, h, w, D]`, float32."""
+    """CLS `[B, C, D]`, final patches and (if asked) value-path patches `[B, h, w, D]`, float32; any image size."""
+    images = to_patches(images, model.image.patch)
     if not values:
         cls, patches = model.encode_image(images)
         return cls.float(), patches.float(), None
     cls, patches, value_patches = encode_both(model, images)
     return cls.float(), patches.float(), value_patches.float()
+
+
+def encode_parts(model: Encoder, images: Tensor, values: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`encode` of many images, TOKENS_PER_PART patches at a time."""
+    tokens = round_up(images.shape[2], model.image.patch) * round_up(images.shape[3], model.image.patch)
+    most = max(1, TOKENS_PER_PART * model.image.patch**2 // tokens)
+    parts = [encode(model, part, values) for part in images.split(most)]
+    cls, final, value = zip(*parts)
+    return torch.cat(cls), torch.cat(final), torch.cat(value) if values else None
 
 
 def encode_both(model: Encoder, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

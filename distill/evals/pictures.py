@@ -16,7 +16,7 @@ from distill.evals.datasets.base import EvalDataset
 from distill.evals.engine import undisturbed
 from distill.evals.features import Encoder, device_of, encode, target_size, to_tensor
 from distill.evals.prompts import TextCache
-from distill.evals.zeroshot_seg import argmax_raised, cosine
+from distill.evals.segment import argmax_raised, cosine
 
 IGNORE_COLOUR = (128, 128, 128)
 GOLDEN = 0.6180339887498949  # hues this far apart stay apart however many there are
@@ -99,7 +99,7 @@ def segmentation_panels(
 
 def _features(model: Encoder, image: Image.Image, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """CLS `[1, C, D]`, final patches and value-path patches `[1, h, w, D]` of one image."""
-    height, width = target_size(image.height, image.width, size, model.image.patch, "keep")
+    height, width = target_size(image.height, image.width, size, model.image.patch, "short")
     pixels = to_tensor(image.convert("RGB"), height, width)[None].to(device_of(model))
     cls, final, value = encode(model, pixels, values=True)
     assert value is not None

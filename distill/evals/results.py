@@ -17,6 +17,7 @@ class TaskResult:
     counts: dict[str, int]  # images, classes, captions, pixels, ... that went in
     seconds: float  # wall time of this task; a shared pass over the images counts for each task that used it
     details: dict[str, Any] = field(default_factory=dict)  # longer tables, such as the IoU of each class
+    per_image: dict[str, Any] = field(default_factory=dict)  # what a bootstrap needs (`distill.evals.per_image`)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

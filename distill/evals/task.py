@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, get_args, get_type_hints
 
 from distill.errors import UserError, unknown
@@ -30,6 +30,7 @@ class Outcome:
     protocol: dict[str, Any]
     counts: dict[str, int]
     details: dict[str, Any]
+    per_image: dict[str, Any] = field(default_factory=dict)
 
 
 class TaskOptions:

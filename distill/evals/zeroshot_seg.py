@@ -1,44 +1,51 @@
 """Zero-shot segmentation: each pixel gets the class whose text is nearest to its patch.
 
-Protocol (TIPSv2, arXiv 2604.12012, appendix; Table 5 whole images, Table 8 sliding windows):
+Protocol (TIPSv2, arXiv 2604.12012, appendix, and its published notebook; Table 5 whole images, Table 8 windows):
 
-- Images: short side to `size`, aspect kept, sides rounded up to the patch (`distill.evals.features`); [0, 1].
-- Patches, unit length: final tokens and the value path of the last block, both always (`..._final`, `..._value`).
+- Images: short side to `size`, aspect kept, the long side's fraction cut off, bicubic; [0, 1]. What the model sees is
+  raised to a multiple of its patch, bicubic (`distill.evals.features`, fit "short").
+- Patches, unit length: final tokens and the value path of the last block, both unless `paths` says one
+  (`..._final`, `..._value`).
 - Text: every class name in every prompt of the set, unit length, averaged, unit length again. Prompt sets: `tcl` (the
-  nine of TCL, the paper's), `photo`, `plain` (the name alone; what the scenes use).
+  nine of TCL, the paper's), `photo`, `plain` (the name alone; what the scenes use), `maskclip`, `clip7`, `clip80`.
 - whole: cosine of patch and class, raised bilinearly (align_corners=False) to the mask's size, argmax. No temperature.
 - slide: windows of `window` pixels every `stride` (the paper's notebook: 448 and 336; TCL: 448 and 224), the last ones
   moved back inside. In each: cosine raised bilinearly to the window, softmax over classes without temperature. Summed
   over windows, divided by how many cover a pixel, raised to the mask's size, argmax.
+- `background`, in datasets that have a class of this name (VOC21, Context60, COCO-Object): `class` treats it as any
+  other text (MaskCLIP's way); `threshold` drops its text, and a pixel is background where no other class has a share
+  above `threshold` (TCL's way, 0.5; the shares are a softmax of cosines over the model's temperature). The paper does
+  not say which it used: report both.
 - Score: one confusion matrix over all pixels but those marked ignore; mean IoU over classes with a non-empty union;
   pixel accuracy. `miou_chance` is what uniformly drawn labels are expected to get.
 
-Memory: class scores are raised `chunk` classes at a time with a running argmax; labels are those of the full volume.
+Memory: see `distill.evals.segment`; labels are those of the full volume of classes.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import UserError
 from distill.evals.datasets.base import MASKS, EvalDataset
 from distill.evals.engine import run_task
-from distill.evals.features import Batch, Encoder, Needs, encode, round_up
+from distill.evals.features import Batch, Encoder, Needs, encode_parts, round_up
 from distill.evals.metrics import accuracy, chance_miou, class_iou, confusion, mean_iou
+from distill.evals.per_image import iou_samples, overlaps
 from distill.evals.prompts import templates
 from distill.evals.results import TaskResult
+from distill.evals.segment import background_of, best_raised, best_slide, cosine, windows
 from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
 
 MODES = ("whole", "slide", "both")
-WINDOWS_PER_BATCH = 64
+BACKGROUNDS = ("class", "threshold")
+PATHS = {"both": ("final", "value"), "final": ("final",), "value": ("value",)}
 
 
 @dataclass
@@ -47,15 +54,27 @@ class SegmentationOptions(TaskOptions):
     mode: str = "whole"  # whole, slide or both
     window: int | None = None  # slide: side in pixels (None: the evaluation size, rounded up to the patch)
     stride: int | None = None  # slide: step in pixels (None: three quarters of the window)
+    background: str = "class"  # how a class called background is found: class or threshold
+    threshold: float = 0.5  # with background=threshold: the share of a class below which a pixel is background
+    paths: str = "both"  # which patch features: final, value or both
     chunk: int = 32  # classes raised to full size at a time
 
     def resolve(self, dataset: EvalDataset) -> None:
         self.prompts = self.prompts or dataset.prompts
         templates(self.prompts)
         choice("zeroshot_seg", "mode", self.mode, MODES)
+        choice("zeroshot_seg", "background", self.background, BACKGROUNDS)
+        choice("zeroshot_seg", "paths", self.paths, tuple(PATHS))
         for name, value in (("chunk", self.chunk), ("window", self.window), ("stride", self.stride)):
             if value is not None and value < 1:
                 raise UserError(f"zeroshot_seg.{name} = {value}: it must be at least 1.")
+        if not 0 <= self.threshold <= 1:
+            raise UserError(f"zeroshot_seg.threshold = {self.threshold}: it must be from 0 to 1 (usual: 0.5).")
+        if self.background == "threshold" and background_of(dataset.class_names) is None:
+            raise UserError(
+                f"zeroshot_seg.background = threshold, but {dataset.name} has no class called background. "
+                f"Use zeroshot_seg.background=class."
+            )
 
 
 class ZeroShotSegmentation(Task):
@@ -75,53 +94,72 @@ class ZeroShotSegmentation(Task):
                 raise UserError(
                     f"{self.name}.window = {options.window} is not a multiple of the model's patch, {patch}."
                 )
-        self.classes = context.texts.classes(dataset.prompt_names, options.prompts or dataset.prompts)  # [K, D]
-        count = len(self.classes)
-        self.matrices: dict[str, Tensor] = defaultdict(lambda: torch.zeros(count, count, dtype=torch.int64))
+        self.backdrop = background_of(dataset.class_names) if options.background == "threshold" else None
+        named = [at for at in range(len(dataset.class_names)) if at != self.backdrop]
+        prompts = [dataset.prompt_names[at] for at in named]
+        self.texts = context.texts.classes(prompts, options.prompts or dataset.prompts)  # [k, D]
+        self.label = torch.tensor(named, device=self.texts.device)  # [k]: the class of each text
+        self.temperature = 1.0 if self.backdrop is None else float(getattr(context.model, "temperature", 0.01))
+        self.kinds = PATHS[options.paths]
+        self.matrices: dict[str, Tensor] = {}
+        self.overlaps: dict[str, dict[int, list[int]]] = defaultdict(dict)  # by image: class, hits, union, ...
         self.images = 0
 
     @property
     def needs(self) -> Needs:
         whole = self.options.mode != "slide"
-        return Needs(encode=whole, values=whole, masks=True)
+        return Needs(encode=whole, values=whole and "value" in self.kinds, masks=True, fit="short")
 
     def read(self, batch: Batch) -> None:
-        masks = [torch.from_numpy(example.mask).long() for example in batch.examples]  # each [H, W]
-        self.images += len(masks)
+        self.images += len(batch.examples)
         if self.options.mode != "slide":
-            assert batch.patches is not None and batch.values is not None
-            for kind, patches in (("final", batch.patches), ("value", batch.values)):
-                self._whole(kind, cosine(patches, self.classes), masks)
+            for kind in self.kinds:
+                patches = batch.patches if kind == "final" else batch.values
+                assert patches is not None
+                self._whole(kind, patches, batch)
         if self.options.mode != "whole":
-            for image, mask in zip(batch.images, masks):
-                self._slide(image, mask)
+            self._slide(batch)
 
-    def _whole(self, kind: str, scores: Tensor, masks: list[Tensor]) -> None:
-        """scores [B, K, h, w]; images whose masks have one size are raised together."""
+    def _whole(self, kind: str, patches: Tensor, batch: Batch) -> None:
+        """patches [B, h, w, D]; images whose masks have one size are raised together."""
+        scores = cosine(patches, self.texts)  # [B, k, h, w]
+        if self.backdrop is not None:
+            scores = (scores / self.temperature).softmax(1)
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for at, mask in enumerate(masks):
-            groups[tuple(mask.shape)].append(at)
+        for at, example in enumerate(batch.examples):
+            assert example.mask is not None
+            groups[example.mask.shape].append(at)
         for size, group in groups.items():
-            labels = argmax_raised(scores[group], size, self.options.chunk)
-            self._count(kind, torch.stack([masks[at] for at in group]), labels)
+            labels = self._labels(*best_raised(scores[group], size, self.options.chunk))
+            for at, label in zip(group, labels):
+                self._count(kind, batch, at, label)
 
-    def _slide(self, image: Tensor, mask: Tensor) -> None:
-        """image [3, H, W], mask [h, w] at its own size."""
-        options = self.options
-        boxes = windows(tuple(image.shape[1:]), options.window, options.stride)
-        crops = torch.stack([image[:, top:bottom, left:right] for top, left, bottom, right in boxes])
-        kinds: dict[str, list[Tensor]] = {"final_slide": [], "value_slide": []}
-        for part in crops.split(WINDOWS_PER_BATCH):
-            _, final, value = encode(self.context.model, part, values=True)
-            assert value is not None
-            kinds["final_slide"].append(cosine(final, self.classes))
-            kinds["value_slide"].append(cosine(value, self.classes))
-        for kind, scores in kinds.items():
-            labels = argmax_slide(torch.cat(scores), boxes, tuple(image.shape[1:]), tuple(mask.shape), options.chunk)
-            self._count(kind, mask, labels)
+    def _slide(self, batch: Batch) -> None:
+        """All windows of all images go through the model together, in parts of one memory size."""
+        options, (height, width) = self.options, batch.images.shape[2:]
+        boxes = windows((height, width), options.window, options.stride)
+        crops = torch.stack([batch.images[:, :, t:b, left:right] for t, left, b, right in boxes], 1)  # [B, n, 3, ., .]
+        features = encode_parts(self.context.model, crops.flatten(0, 1), values="value" in self.kinds)
+        for kind in self.kinds:
+            patches = features[1] if kind == "final" else features[2]
+            assert patches is not None
+            scores = (cosine(patches, self.texts) / self.temperature).unflatten(0, (-1, len(boxes)))  # [B, n, k, h, w]
+            for at, example in enumerate(batch.examples):
+                assert example.mask is not None
+                best = best_slide(scores[at], boxes, (height, width), example.mask.shape)
+                self._count(f"{kind}_slide", batch, at, self._labels(*best))
 
-    def _count(self, kind: str, truth: Tensor, labels: Tensor) -> None:
-        self.matrices[kind] += confusion(truth, labels.cpu(), len(self.classes), self.context.dataset.ignore)
+    def _labels(self, share: Tensor, at: Tensor) -> Tensor:
+        """Which text is best, and by how much -> classes of the dataset."""
+        labels = self.label[at]
+        return labels if self.backdrop is None else labels.where(share > self.options.threshold, self.backdrop)
+
+    def _count(self, kind: str, batch: Batch, at: int, labels: Tensor) -> None:
+        dataset, example = self.context.dataset, batch.examples[at]
+        truth = torch.from_numpy(example.mask).long()
+        matrix = confusion(truth, labels.cpu(), len(dataset.class_names), dataset.ignore)
+        self.matrices[kind] = self.matrices[kind] + matrix if kind in self.matrices else matrix
+        self.overlaps[kind][example.index] = overlaps(matrix)
 
     def outcome(self) -> Outcome:
         dataset = self.context.dataset
@@ -138,89 +176,17 @@ class ZeroShotSegmentation(Task):
         metrics["miou_chance"] = chance_miou(first)
         counts = {
             "images": self.images,
-            "classes": len(self.classes),
+            "classes": len(first),
             "classes_present": int((first.sum(1) > 0).sum()),
             "pixels": int(first.sum()),
         }
         protocol = self.protocol(classes=list(dataset.prompt_names), ignore=dataset.ignore)
-        return Outcome(metrics, protocol, counts, details)
+        if self.backdrop is not None:
+            protocol["temperature"] = self.temperature
+        per_image = {f"miou_{kind}": iou_samples(of_image) for kind, of_image in self.overlaps.items()}
+        return Outcome(metrics, protocol, counts, details, per_image)
 
 
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
     """Zero-shot segmentation of `dataset` with `SegmentationOptions`; the protocol is in the module's docstring."""
     return run_task(ZeroShotSegmentation, model, dataset, **options)
-
-
-def cosine(patches: Tensor, classes: Tensor) -> Tensor:
-    """Patches `[B, h, w, D]` (any length) and unit class vectors `[K, D]` -> cosines `[B, K, h, w]`."""
-    return (F.normalize(patches, dim=-1) @ classes.T.to(patches.device)).permute(0, 3, 1, 2)
-
-
-def raised(scores: Tensor, size: tuple[int, ...]) -> Tensor:
-    """`[B, K, h, w]` -> `[B, K, *size]`, bilinear, align_corners=False."""
-    return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-
-
-def argmax_chunks(parts: Iterable[Tensor]) -> Tensor:
-    """Argmax over dim 1 of the concatenated `parts` `[B, k, H, W]`, one in memory at a time; the first maximum wins."""
-    best: Tensor | None = None
-    offset = 0
-    for part in parts:
-        value, at = part.max(1)
-        at += offset
-        offset += part.shape[1]
-        if best is None:
-            best, labels = value, at
-        else:
-            better = value > best
-            best = torch.where(better, value, best)
-            labels = torch.where(better, at, labels)
-    return labels
-
-
-def argmax_raised(scores: Tensor, size: tuple[int, ...], chunk: int) -> Tensor:
-    """Labels `[B, *size]` int64: the argmax of `raised(scores, size)` without its full volume."""
-    return argmax_chunks(raised(part, size) for part in scores.split(chunk, dim=1))
-
-
-def windows(image: tuple[int, ...], window: int, stride: int) -> list[tuple[int, int, int, int]]:
-    """Boxes (top, left, bottom, right) covering an image (height, width), row by row; the last ones end at its border.
-
-    An image smaller than the window along a side gets one window of its own length there.
-    """
-    tops, lefts = (_starts(length, window, stride) for length in image)
-    height, width = (min(window, length) for length in image)
-    return [(top, left, top + height, left + width) for top in tops for left in lefts]
-
-
-def _starts(length: int, window: int, stride: int) -> list[int]:
-    steps = max(length - window + stride - 1, 0) // stride + 1
-    return [max(min(step * stride, length - window), 0) for step in range(steps)]
-
-
-def argmax_slide(
-    scores: Tensor,
-    boxes: list[tuple[int, int, int, int]],
-    image: tuple[int, ...],
-    size: tuple[int, ...],
-    chunk: int,
-) -> Tensor:
-    """Labels `[*size]` int64 from the cosines of an image's windows, `[n, K, h, w]`, `chunk` classes at a time.
-
-    Two rounds over the classes: the softmax's denominators (cosines lie in [-1, 1]: no overflow), then the means.
-    """
-    window = (boxes[0][2] - boxes[0][0], boxes[0][3] - boxes[0][1])
-    parts = scores.split(chunk, dim=1)
-    total = torch.stack([raised(part, window).exp().sum(1) for part in parts]).sum(0)  # [n, *window]
-    cover = scores.new_zeros(image)
-    for top, left, bottom, right in boxes:
-        cover[top:bottom, left:right] += 1
-
-    def mean(part: Tensor) -> Tensor:  # [n, k, h, w] -> [1, k, *size]
-        shares = raised(part, window).exp() / total[:, None]
-        volume = scores.new_zeros(part.shape[1], *image)
-        for share, (top, left, bottom, right) in zip(shares, boxes):
-            volume[:, top:bottom, left:right] += share
-        return raised((volume / cover)[None], size)
-
-    return argmax_chunks(mean(part) for part in parts)[0]
