@@ -33,6 +33,7 @@ GROUPS = {
     "pretrain": "train a teacher from image-text data",
     "distill": "train students from a teacher",
     "study": "compare variants, with distill study",
+    "eval": "evaluate a model, with distill eval MODEL NAME",
 }
 
 
@@ -158,7 +159,7 @@ def _ls(args: argparse.Namespace) -> int:
             print(f"  {name:<{width}}  {top.purpose}")
             if top.costs:
                 print(f"  {'':<{width}}  costs {top.costs}")
-    print("\nNext: distill check NAME, distill run NAME (a study: distill study NAME), distill cp NAME my.yaml")
+    print("\nNext: distill check NAME, distill run NAME (distill study, distill eval MODEL), distill cp NAME my.yaml")
     return 0
 
 

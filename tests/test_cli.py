@@ -58,7 +58,7 @@ def error(capsys, tmp_path, monkeypatch):
         (["cache", "distill/scenes_tiny_student", "teacher.source=run:x"], "teacher.cache.path is null, so nothing is"),
         (["data"], "distill data is followed by one of: pack, look"),
         (["data", "pakc"], "Did you mean 'pack'?"),
-        (["eval"], "the following arguments are required: MODEL. Usage: distill eval"),
+        (["eval"], "distill eval needs a model: distill eval MODEL task=dataset"),
         (["study", "study/demo", "--sede", "2"], "unknown flag '--sede'. Did you mean '--seeds'?"),
     ],
 )

@@ -9,7 +9,7 @@ from distill.config.recipes import header, shipped
 from teachers.meeting import plan
 
 RECIPES = shipped()
-RUNS = [name for name in RECIPES if not name.startswith("study/")]
+RUNS = [name for name in RECIPES if not name.startswith(("study/", "eval/"))]
 RELEASED = ["distill/l14_b14_from_tipsv2_g14", "distill/b16_from_siglip2_so400m"]  # released teachers have no heads
 FULL_SIZE = [name for name in RUNS if "14" in name and name not in (*RELEASED, "distill/s14_from_own_teacher")]
 
@@ -92,3 +92,28 @@ def test_a_teacher_of_ones_own_meets_a_student_of_another_patch_size():
     config = load_config("distill/s14_from_own_teacher", ["teacher.source=run:t"]).config
     meeting = plan(config.views.global_size, 14, 8, config.teacher.meet)
     assert (meeting.size, meeting.teacher, meeting.student) == (64, 8, 8)
+SUITES = [name for name in RECIPES if name.startswith("eval/")]
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_an_evaluation_recipe_asks_for_known_tasks_datasets_and_options(name):
+    """Benchmarks need their files; what can be said without them is checked."""
+    from dataclasses import fields
+
+    from distill.evals.datasets import parse
+    from distill.evals.registry import find_task
+    from distill.evals.requests import read_suite
+
+    suite = read_suite([name], data="/data")
+    assert len(suite.requests) >= 4
+    for request in suite.requests.values():
+        parse(request.dataset)
+        assert set(request.options) <= {field.name for field in fields(find_task(request.task).Options)}
+
+
+@pytest.mark.parametrize("verb", ["run", "check"])
+def test_an_evaluation_recipe_is_not_trained(verb, capsys):
+    from distill.cli import main
+
+    assert main([verb, "eval/scenes"]) == 2
+    assert "'eval/scenes' is a list of evaluation tasks; use: distill eval MODEL eval/scenes" in capsys.readouterr().err

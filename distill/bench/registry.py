@@ -22,6 +22,10 @@ BENCHMARKS: dict[str, tuple[str, str]] = {  # name: (module, one line)
     "kept_targets": ("distill.bench.kept_targets", "a frozen teacher's targets, read from disk or by a pass"),
     "plan": ("distill.bench.plan", "what distill plan says of time and memory, beside a measured step"),
     "data": ("distill.bench.data", "from a JPEG to its crops; procedural scenes"),
+    "zeroshot_seg": (
+        "distill.bench.zeroshot_seg",
+        "zero-shot segmentation, as the published notebook or as here",
+    ),
 }
 
 

@@ -66,6 +66,8 @@ def load_config(recipe: str | Path, overrides: list[str] | dict[str, Any] | None
 def _refuse_study(found: recipes.Recipe) -> None:
     if found.is_study:
         raise UserError(f"'{found.name}' is a study, a grid of runs; use: distill study {found.name}")
+    if found.is_suite:
+        raise UserError(f"'{found.name}' is a list of evaluation tasks; use: distill eval MODEL {found.name}")
 
 
 def _read_given(overrides: list[str] | dict[str, Any] | None) -> tuple[list[Entry], list[Problem]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from distill.errors import UserError
 
 STUDY = re.compile(r"^variants:", re.MULTILINE)  # the key that every study has and no run
+SUITE = re.compile(r"^tasks:", re.MULTILINE)  # the same of evaluation recipes
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Recipe:
     def is_study(self) -> bool:
         """Is it a grid of runs, for `distill study`, rather than one run?"""
         return STUDY.search(self.text) is not None
+
+    @property
+    def is_suite(self) -> bool:
+        """Is it a list of tasks, for `distill eval`?"""
+        return SUITE.search(self.text) is not None
 
     @property
     def identity(self) -> str:

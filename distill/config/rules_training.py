@@ -92,6 +92,12 @@ def live_evals(config: Config) -> Iterator[Finding]:
         yield Finding(("eval.every", "eval.tasks"), f"{text}; as eval.tasks=[zeroshot_seg, knn]", warning=True)
     for task in sorted({task for task in tasks if tasks.count(task) > 1}):
         yield Finding(("eval.tasks",), f"eval.tasks: '{task}' is listed twice")
+    for word in config.eval.settings:
+        name, equals, value = word.partition("=")
+        task = name.partition(".")[0]
+        if not equals or not value or task not in tasks:
+            text = f"eval.settings: '{word}' is not TASK=DATASET or TASK.OPTION=VALUE with a task of eval.tasks"
+            yield Finding(("eval.settings",), f"{text} ({', '.join(tasks) or 'none'})")
 
 
 RULES = (weights, temperatures, batch, optimiser, hardware, name, live_evals)

@@ -305,6 +305,7 @@ class EvalConfig:
     every: int = opt(0, "steps between live evaluations of student and teacher (0: only at the end)", low=0)
     tasks: list[str] = opt([], "which tasks", choices=EVAL_TASKS)
     dataset: str = opt("scenes", "DATASET or DATASET:PATH, as in `distill eval`")
+    settings: list[str] = opt([], "words as in `distill eval`: TASK=DATASET for one of its own, TASK.OPTION=VALUE")
     samples: int = opt(512, "images per task", low=8)
 
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distill.errors import UserError
-
-if TYPE_CHECKING:
-    from distill.evals.results import TaskResult
+from distill.evals.requests import read_suite
 
 HELP = """\
 tasks     zeroshot_seg  retrieval  knn  linear_patch
 datasets  scenes[:PIXELS]      the embedded scenes
-          shards:PATTERN       webdataset tars (?train=PATTERN for knn and linear_patch)
-          folder:PATH          images/ + masks/ + classes.json, captions.jsonl, or <split>/<class>/ folders
+          shards:PATTERN       webdataset tars (?train=PATTERN for tasks that fit something)
+          folder:PATH          images/ with masks/, depth/ or normals/, captions.jsonl, or <split>/<class>/ folders
+          csv:FILE jsonl:FILE  images and captions listed in a table
+          KIND:PATH            a benchmark as its publishers ship it, KIND one of ade20k pascal_context59
+                               pascal_context60 voc20 voc21 coco_object coco_stuff cityscapes imagenet coco_karpathy
+                               flickr30k docci nyuv2 navi uned
           add ?split=NAME, ?train=NAME or ?field=NAME (caption field) where there are several
-options   task.option=value, such as zeroshot_seg.mode=both zeroshot_seg.prompts=tcl knn.k=10,20 retrieval.field=alt
+options   task.option=value, such as zeroshot_seg.mode=both zeroshot_seg.background=threshold knn.k=10,20
+again     task@NAME=dataset asks for a task a second time, such as zeroshot_seg@tcl=... zeroshot_seg@tcl.stride=224
+recipes   eval/scenes, eval/paper_... (distill ls eval), or a file; words after it win over it
 
 examples  distill eval run:runs/demo zeroshot_seg=scenes retrieval=scenes knn=scenes linear_patch=scenes
-          distill eval run:runs/photos zeroshot_seg=folder:/data/ccp zeroshot_seg.mode=both --size 224 --json ccp.json
+          distill eval run:runs/photos zeroshot_seg=ade20k:/data/ADE zeroshot_seg.mode=both --json a.json
+          distill eval run:runs/photos eval/paper_segmentation --data /data --json a.json
+          distill eval --compare a.json b.json
 """
 
 
@@ -37,85 +42,85 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
+        nargs="?",
         help="a model's source: run:PATH (or a plain path), tips:, timm:, open_clip:, hf: or file:",
     )
-    parser.add_argument("words", metavar="task=dataset", nargs="*", help="what to measure on what")
+    parser.add_argument("words", metavar="RECIPE|task=dataset", nargs="*", help="what to measure on what")
+    parser.add_argument("--data", metavar="DIR", help="the folder that a recipe's datasets are below")
     parser.add_argument(
         "--samples", type=int, metavar="N", help="images per split, evenly spread (default: all; scenes: 512)"
     )
     parser.add_argument(
-        "--size", type=int, metavar="PX", help="evaluation size in pixels (default: 224; scenes: their own)"
+        "--size", type=int, metavar="PX", help="evaluation size in pixels (default: the dataset's, 224 or 448)"
     )
-    parser.add_argument("--batch", type=int, default=64, metavar="N", help="images encoded at a time")
+    parser.add_argument("--batch", type=int, metavar="N", help="images encoded at a time (default: 64)")
     parser.add_argument("--device", metavar="DEVICE", help="cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--json", metavar="FILE", help="write results, protocol, counts, model hash and versions here")
+    parser.add_argument(
+        "--json",
+        metavar="FILE",
+        help="keep results, protocol, counts, model hash and versions here, and go on from it",
+    )
+    parser.add_argument("--again", action="store_true", help="start FILE anew instead of keeping its finished tasks")
+    parser.add_argument(
+        "--compare", metavar=("A", "B"), nargs=2, help="instead: two results files side by side, with intervals"
+    )
     parser.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit status."""
-    requests = parse_words(args.words)
+    if args.compare:
+        return _compare(args)
+    if args.model is None:
+        raise UserError("distill eval needs a model: distill eval MODEL task=dataset, or --compare A.json B.json.")
+    suite = read_suite(args.words, args.data)
     target = Path(args.json) if args.json else None
     if target is not None and not target.resolve().parent.is_dir():
         raise UserError(f"--json {target}: there is no folder {target.resolve().parent}. Make it first.")
-    if args.batch < 1:
-        raise UserError(f"--batch {args.batch}: it must be at least 1.")
+    if args.again and target is None:
+        raise UserError("--again starts a results file anew: add --json FILE.")
+    batch = args.batch if args.batch is not None else suite.batch or 64
+    if batch < 1:
+        raise UserError(f"--batch {batch}: it must be at least 1.")
 
     from distill.evals.published import beside
     from distill.evals.report import model_hash, show_table, versions
+    from distill.evals.store import Store
+    from distill.evals.suite import run_suite
     from distill.models.sources import open_model
 
     device = choose_device(args.device)
     opened = open_model(args.model)
     model = opened.model.to(device)
-    results = evaluate_groups(model, requests, args.samples, args.size, args.batch)
+    header = {
+        "model": {"source": args.model, "sha256": model_hash(model)},
+        "versions": versions(),
+        "device": str(device),
+    }
+    store = Store(target, header, args.again)
+    samples = args.samples if args.samples is not None else suite.samples
+    size = args.size if args.size is not None else suite.size
+    there = run_suite(model, suite.requests, store, samples=samples, size=size, batch=batch)
+    results = {label: store.results[label] for label in suite.requests}
     show_table(results)
     print("".join(f"{line}\n" for line in beside(opened.facts, results)), end="")
+    if there:
+        print(f"taken from {target}, where they were finished: {', '.join(there)} (--again runs them again)")
     if target is not None:
-        content = {
-            "model": {"source": args.model, "sha256": model_hash(model)},
-            "versions": versions(),
-            "device": str(device),
-            "results": {task: result.as_dict() for task, result in results.items()},
-        }
-        target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         print(f"written: {target}")
     return 0
 
 
-def parse_words(words: list[str]) -> dict[str, dict[str, Any]]:
-    """`task=dataset` and `task.option=value` -> `{task: {"dataset": ..., option: value}}`, in the order given."""
-    from distill.evals.registry import find_task
+def _compare(args: argparse.Namespace) -> int:
+    if args.model is not None or args.words:
+        raise UserError("--compare takes two results files and nothing else: distill eval --compare A.json B.json.")
 
-    requests: dict[str, dict[str, Any]] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        task, dot, option = name.partition(".")
-        find_task(task)
-        if not equals or not value:
-            raise UserError(f"'{word}' has no value. Write {task}=DATASET, such as {task}=scenes.")
-        slot = option if dot else "dataset"
-        if slot in requests.setdefault(task, {}):
-            raise UserError(f"'{name}' is given twice. Give each once.")
-        requests[task][slot] = parse_value(value) if dot else value
-    if not requests:
-        raise UserError("No task. Write task=dataset, such as zeroshot_seg=scenes; distill eval --help lists them.")
-    for task, request in requests.items():
-        if "dataset" not in request:
-            raise UserError(f"Task '{task}' has options but no dataset. Add {task}=DATASET, such as {task}=scenes.")
-    return requests
+    from distill.evals.compare import compare_files
+    from distill.evals.report import show_comparison
 
-
-def parse_value(text: str) -> Any:
-    """An option's value: a whole number, a number, a list of such (with commas), or the text itself."""
-    if "," in text:
-        return [parse_value(part) for part in text.split(",") if part]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    first, second = map(Path, args.compare)
+    show_comparison(compare_files(first, second), first.stem, second.stem)
+    return 0
 
 
 def choose_device(name: str | None) -> Any:
@@ -131,36 +136,3 @@ def choose_device(name: str | None) -> Any:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this machine has no CUDA GPU that torch can use. Use --device cpu.")
     return device
-
-
-def evaluate_groups(
-    model: Any, requests: dict[str, dict[str, Any]], samples: int | None, size: int | None, batch: int
-) -> dict[str, TaskResult]:
-    """All requests, those on one dataset together, with a progress bar a split. All is checked before any work."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from distill.evals.datasets import open_dataset
-    from distill.evals.run import check_evaluation, evaluate
-
-    groups: dict[str, dict[str, dict[str, Any]]] = {}
-    for task, request in requests.items():
-        options = {name: value for name, value in request.items() if name != "dataset"}
-        groups.setdefault(request["dataset"], {})[task] = options
-    opened = {spec: open_dataset(spec, samples=samples, size=size) for spec in groups}
-    for spec, tasks in groups.items():
-        check_evaluation(tasks, opened[spec], model)
-    results: dict[str, TaskResult] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bars:
-        for spec, tasks in groups.items():
-            dataset = opened[spec]
-            shown: dict[str, Any] = {}
-
-            def advance(split: str, count: int, shown: dict[str, Any] = shown, dataset: Any = dataset) -> None:
-                if split not in shown:
-                    images = dataset.train() if split == "train" else dataset
-                    shown[split] = bars.add_task(images.name, total=len(images))
-                bars.advance(shown[split], count)
-
-            results |= evaluate(model, tasks, dataset, batch=batch, progress=advance)
-    return {task: results[task] for task in requests}

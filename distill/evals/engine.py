@@ -15,6 +15,7 @@ from torch import nn
 
 from distill.evals.datasets.base import TRAIN, EvalDataset
 from distill.evals.features import Batch, Encoder, Needs, device_of, run_pass
+from distill.evals.packed import packed_linears
 from distill.evals.prompts import TextCache
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Task
@@ -60,7 +61,7 @@ def run_tasks(
     Raises UserError as `check_tasks`, and for unreadable or inconsistent data.
     """
     check_tasks(model, tasks, dataset)
-    with undisturbed(model):
+    with undisturbed(model), packed_linears(model):
         started = time.perf_counter()
         context = Context(model, dataset, TextCache(model))
         running = [task(context, task.options_from(options, dataset)) for task, options in tasks.items()]

@@ -2,9 +2,9 @@
 
 Resize rules (`target_size`), one bicubic, anti-aliased step. `keep` brings the short side to `size` with the aspect
 ratio kept, `square` makes both sides `size`; each side is then rounded up to a multiple of the model's patch. `short`
-is that of TIPSv2's notebook: the short side to `size`, the long one to the whole pixels of its share; what the model then
-sees is raised to a multiple of its patch, bicubic (`to_patches`). Pixels are float32 in [0, 1]; normalisation is the
-model's own business.
+is that of TIPSv2's notebook: the short side to `size`, the long one to the whole pixels of its share; what the model
+then sees is raised to a multiple of its patch, bicubic (`to_patches`). Pixels are float32 in [0, 1]; normalisation is
+the model's own business.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from distill.evals.datasets.base import EvalDataset, Example
 
 FITS = ("keep", "square", "short")
-TOKENS_PER_PART = 1 << 15  # patches that `encode_parts` gives the model at a time
+TOKENS_PER_PART = 1 << 14  # patches that `encode_parts` gives the model at a time
 PENDING_IMAGES = 512  # most images that wait for others of their shape
 
 
@@ -61,6 +61,7 @@ class Needs:
     encode: bool = True  # CLS and final patch tokens
     layers: tuple[int, ...] = ()  # blocks whose outputs it reads, from 0
     values: bool = False  # the value path's patch tokens as well
+    final: bool = True  # without: CLS and final patch tokens are not read, only the value path's
     masks: bool = False  # the examples' masks
     depth: bool = False  # the examples' depth
     normals: bool = False  # the examples' normals
@@ -111,9 +112,14 @@ def to_patches(images: Tensor, patch: int) -> Tensor:
     return F.interpolate(images, size=size, mode="bicubic", align_corners=False)
 
 
-def encode(model: Encoder, images: Tensor, values: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-    """CLS `[B, C, D]`, final patches and (if asked) value-path patches `[B, h, w, D]`, float32; any image size."""
+def encode(
+    model: Encoder, images: Tensor, values: bool = False, final: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """CLS `[B, C, D]`, final patches and value-path patches `[B, h, w, D]`, float32, as asked for; any image size."""
     images = to_patches(images, model.image.patch)
+    if values and not final:
+        cls, value_patches = model.encode_image(images, values=True)
+        return cls.float(), None, value_patches.float()
     if not values:
         cls, patches = model.encode_image(images)
         return cls.float(), patches.float(), None
@@ -121,13 +127,15 @@ def encode(model: Encoder, images: Tensor, values: bool = False) -> tuple[Tensor
     return cls.float(), patches.float(), value_patches.float()
 
 
-def encode_parts(model: Encoder, images: Tensor, values: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-    """`encode` of many images, TOKENS_PER_PART patches at a time."""
+def encode_parts(
+    model: Encoder, images: Tensor, values: bool = False, final: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`encode` of many images, about TOKENS_PER_PART patches at a time."""
     tokens = round_up(images.shape[2], model.image.patch) * round_up(images.shape[3], model.image.patch)
     most = max(1, TOKENS_PER_PART * model.image.patch**2 // tokens)
-    parts = [encode(model, part, values) for part in images.split(most)]
-    cls, final, value = zip(*parts)
-    return torch.cat(cls), torch.cat(final), torch.cat(value) if values else None
+    parts = zip(*(encode(model, part, values, final) for part in images.split(most)))
+    cls, patches, value = (None if part[0] is None else torch.cat(part) for part in parts)
+    return cls, patches, value
 
 
 def encode_both(model: Encoder, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,6 +151,7 @@ def encode_layers(model: Encoder, images: Tensor, blocks: Iterable[int]) -> dict
     wanted = sorted(blocks)
     if not wanted:
         return {}
+    images = to_patches(images, model.image.patch)
     grid = model.image.grid(*images.shape[-2:])
     outputs = model.image.layers(images, wanted)
     return {at: (cls.float(), patches.float().unflatten(1, grid)) for at, (cls, patches) in zip(wanted, outputs)}
@@ -169,7 +178,8 @@ def run_pass(
         features = Batch(examples, images.to(device))
         if any(reader.needs.encode for reader in who):
             values = any(reader.needs.values for reader in who)
-            features.cls, features.patches, features.values = encode(model, features.images, values)
+            final = any(reader.needs.encode and reader.needs.final for reader in who)
+            features.cls, features.patches, features.values = encode(model, features.images, values, final)
         features.layers = encode_layers(model, features.images, {at for reader in who for at in reader.needs.layers})
         for reader in who:
             begin = time.perf_counter()

@@ -21,6 +21,7 @@ from distill.errors import UserError
 from distill.evals.datasets.base import LABELS, TRAIN, EvalDataset
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs
+from distill.evals.per_image import mean_samples
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
 
@@ -48,6 +49,7 @@ class _Memory:
     def __init__(self) -> None:
         self.parts: dict[str, list[Tensor]] = {}
         self.labels: list[int] = []
+        self.indices: list[int] = []  # of the images with a label
         self.without = 0
 
     def add(self, batch: Batch) -> None:
@@ -56,6 +58,7 @@ class _Memory:
         kept = [at for at, label in enumerate(labels) if label is not None]
         self.without += len(labels) - len(kept)
         self.labels += [label for label in labels if label is not None]
+        self.indices += [batch.examples[at].index for at in kept]
         named = {f"cls{at + 1}": batch.cls[:, at] for at in range(batch.cls.shape[1])}
         named["patches"] = batch.patches.mean((1, 2))
         for name, feature in named.items():
@@ -95,7 +98,8 @@ class NearestNeighbours(Task):
                 f"{dataset.name}: no image of the {'train' if not self.train.labels else 'test'} split has a label."
             )
         classes = len(dataset.class_names)
-        metrics = {}
+        metrics: dict[str, float] = {}
+        per_image: dict[str, Any] = {}
         for name in self.test.parts:
             truth = self.test.targets(name)
             votes = vote(
@@ -106,8 +110,11 @@ class NearestNeighbours(Task):
                 self.options.temperature,
                 classes,
             )
-            scores = {k: float((label == truth).float().mean()) for k, label in votes.items()}
+            right = {k: (label == truth).double() for k, label in votes.items()}
+            scores = {k: float(hits.float().mean()) for k, hits in right.items()}
             metrics[f"top1_{name}"] = max(scores.values())
+            best = right[max(scores, key=scores.__getitem__)]
+            per_image[f"top1_{name}"] = mean_samples(dict(zip(self.test.indices, best.tolist())))
             metrics |= {f"top1_{name}_k{k}": value for k, value in scores.items()}
         commonest = torch.tensor(self.train.labels).bincount(minlength=classes).argmax()
         metrics["top1_constant"] = float((torch.tensor(self.test.labels) == commonest).float().mean())
@@ -118,7 +125,7 @@ class NearestNeighbours(Task):
         }
         if self.train.without + self.test.without:
             counts["images_without_label"] = self.train.without + self.test.without
-        return Outcome(metrics, self.protocol(), counts, {})
+        return Outcome(metrics, self.protocol(), counts, {}, per_image)
 
 
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:

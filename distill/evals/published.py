@@ -35,18 +35,18 @@ def published(facts: SourceFacts) -> dict[str, list[Published]]:
 
 
 def beside(facts: SourceFacts, results: Mapping[str, TaskResult]) -> list[str]:
-    """A line for every published number that `results` measure too: ours, theirs, and where theirs stands."""
+    """A line for every published number that `results` (by label) measure too: ours, theirs, and where it stands."""
     lines = []
-    for task, rows in published(facts).items():
-        result = results.get(task)
-        kind = _KIND.match(result.dataset) if result is not None else None
-        for row in rows:
-            if result is None or kind is None or row.benchmark != kind[0]:
+    known = published(facts)
+    for label, result in results.items():
+        kind = _KIND.match(result.dataset)
+        for row in known.get(result.task, ()):
+            if kind is None or row.benchmark != kind[0]:
                 continue
             ours = {name: value for name, value in result.metrics.items() if _measures(name, row.metric)}
             listed = ", ".join(f"{name} {_number(value, row)}" for name, value in ours.items())
             if listed:
-                lines.append(f"{task} on {row.benchmark}: {listed}; published {_number(row.value, row)} ({row.source})")
+                lines.append(f"{label} on {row.benchmark}: {listed}; published {_number(row.value, row)} ({row.source})")
     return lines
 
 

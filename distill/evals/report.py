@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from distill.evals.registry import find_task
-from distill.evals.results import TaskResult
+
+if TYPE_CHECKING:
+    from distill.evals.compare import Line
 
 
-def show_table(results: Mapping[str, TaskResult]) -> None:
-    """Prints the headline metrics of each task, in percent."""
+def show_table(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prints the headline metrics of each result (`TaskResult.as_dict`), by label."""
     from rich.console import Console
     from rich.table import Table
 
@@ -22,12 +25,45 @@ def show_table(results: Mapping[str, TaskResult]) -> None:
     for heading in ("task", "dataset", "metric"):
         table.add_column(heading, overflow="fold")
     table.add_column("%", justify="right")
-    for task, result in results.items():
-        names = [name for name in find_task(task).headline if name in result.metrics]
+    for label, result in results.items():
+        names = [name for name in find_task(result["task"]).headline if name in result["metrics"]]
         for row, name in enumerate(names):
-            first = (task, f"{result.dataset}, {result.counts['images']} images") if row == 0 else ("", "")
-            table.add_row(*first, name, f"{100 * result.metrics[name]:.1f}", end_section=row == len(names) - 1)
+            first = (label, f"{result['dataset']}, {result['counts']['images']} images") if row == 0 else ("", "")
+            table.add_row(*first, name, f"{100 * result['metrics'][name]:.1f}", end_section=row == len(names) - 1)
     Console().print(table)
+
+
+def show_comparison(lines: Sequence[Line], first: str, second: str) -> None:
+    """Prints two models' metrics side by side; the interval is of the difference where images are pairs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(caption="intervals: bootstrap over images, 95 %")
+    for heading in ("task", "dataset", "metric"):
+        table.add_column(heading, overflow="fold")
+    for heading in (first, second, "difference"):
+        table.add_column(f"{heading}, %", justify="right", no_wrap=True)
+    for at, line in enumerate(lines):
+        new = at == 0 or lines[at - 1].label != line.label
+        last = at + 1 == len(lines) or lines[at + 1].label != line.label
+        apart = line.difference_interval is None
+        table.add_row(
+            line.label if new else "",
+            line.dataset if new else "",
+            line.metric,
+            percent(line.first, line.first_interval if apart else None),
+            percent(line.second, line.second_interval if apart else None),
+            percent(line.second - line.first, line.difference_interval, "+"),
+            end_section=last,
+        )
+    Console().print(table)
+
+
+def percent(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
+    """`12.3` or `12.3 [11.0, 13.5]`, of a share."""
+    if interval is None:
+        return f"{100 * value:{sign}.1f}"
+    return f"{100 * value:{sign}.1f} [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]"
 
 
 def model_hash(model: nn.Module) -> str:

@@ -24,6 +24,7 @@ from distill.errors import UserError, unknown
 from distill.evals.datasets.base import CAPTIONS, EvalDataset
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs
+from distill.evals.per_image import mean_samples, ratio_samples
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
 
@@ -52,6 +53,7 @@ class Retrieval(Task):
         super().__init__(context, options)
         self.features: dict[str, list[Tensor]] = {}
         self.captions: list[list[str]] = []
+        self.indices: list[int] = []  # of the images with a caption
         self.without = 0
 
     @property
@@ -64,6 +66,7 @@ class Retrieval(Task):
         kept = [at for at, texts in enumerate(captions) if texts]
         self.without += len(captions) - len(kept)
         self.captions += [captions[at] for at in kept]
+        self.indices += [batch.examples[at].index for at in kept]
         for name, feature in cls_features(batch.cls).items():
             self.features.setdefault(name, []).append(feature[kept])
 
@@ -74,19 +77,28 @@ class Retrieval(Task):
         encoded = self.context.texts.encode(texts)  # [T, D]
         owner = torch.tensor([at for at, group in enumerate(self.captions) for _ in group], device=encoded.device)
         metrics: dict[str, float] = {}
+        per_image: dict[str, Any] = {}
         for name, parts in self.features.items():
             images = torch.cat(parts)  # [N, D]
-            for way, recalls in (
-                ("i2t", image_to_text(images, encoded, owner)),
-                ("t2i", text_to_image(images, encoded, owner)),
+            for way, hits in (
+                ("i2t", image_hits(images, encoded, owner)),
+                ("t2i", text_hits(images, encoded, owner)),
             ):
-                metrics |= {f"{way}_r{k}_{name}": value for k, value in recalls.items()}
+                metrics |= {f"{way}_r{k}_{name}": float(value.mean()) for k, value in hits.items()}
+                per_image[f"{way}_r1_{name}"] = self._samples(hits[1], owner if way == "t2i" else None)
         metrics |= {f"chance_i2t_r{k}": value for k, value in chance_image_to_text(owner).items()}
         metrics |= {f"chance_t2i_r{k}": min(1.0, k / len(self.captions)) for k in RANKS}
         counts = {"images": len(self.captions), "captions": len(texts), "distinct_captions": len(set(texts))}
         if self.without:
             counts["images_without_caption"] = self.without
-        return Outcome(metrics, self.protocol(ranks=list(RANKS)), counts, {})
+        return Outcome(metrics, self.protocol(ranks=list(RANKS)), counts, {}, per_image)
+
+    def _samples(self, hits: Tensor, owner: Tensor | None) -> dict[str, Any]:
+        """Recall at 1 of each image, or of its captions (their sum and number) when `owner` says whose they are."""
+        if owner is None:
+            return mean_samples(dict(zip(self.indices, hits.tolist())))
+        total = hits.new_zeros(len(self.indices)).index_add(0, owner, hits)
+        return ratio_samples(dict(zip(self.indices, zip(total.tolist(), owner.bincount().tolist()))))
 
 
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
@@ -117,7 +129,17 @@ def cls_features(cls: Tensor) -> dict[str, Tensor]:
 
 def image_to_text(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, float]:
     """Recall at RANKS. images `[N, D]` and texts `[T, D]` of unit length; owner `[T]`: each text's image."""
-    hits = dict.fromkeys(RANKS, 0.0)
+    return {k: float(hits.mean()) for k, hits in image_hits(images, texts, owner).items()}
+
+
+def text_to_image(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, float]:
+    """Recall at RANKS; arguments as in `image_to_text`."""
+    return {k: float(hits.mean()) for k, hits in text_hits(images, texts, owner).items()}
+
+
+def image_hits(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, Tensor]:
+    """Of each image `[N]`, float64: how probably one of its captions is among the first k."""
+    hits: dict[int, list[Tensor]] = {k: [] for k in RANKS}
     similarity = _Similarity(texts)
     for start in range(0, len(images), ROWS):
         scores = similarity(images[start : start + ROWS])  # [n, T]
@@ -126,13 +148,13 @@ def image_to_text(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, flo
         above = (scores > best).sum(1)
         equal = scores == best
         for k in RANKS:
-            hits[k] += float(hit_probability(above, (equal & own).sum(1), (equal & ~own).sum(1), k).sum())
-    return {k: value / len(images) for k, value in hits.items()}
+            hits[k].append(hit_probability(above, (equal & own).sum(1), (equal & ~own).sum(1), k))
+    return {k: torch.cat(parts) for k, parts in hits.items()}
 
 
-def text_to_image(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, float]:
-    """Recall at RANKS; arguments as in `image_to_text`."""
-    hits = dict.fromkeys(RANKS, 0.0)
+def text_hits(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, Tensor]:
+    """Of each caption `[T]`, float64: how probably its image is among the first k."""
+    hits: dict[int, list[Tensor]] = {k: [] for k in RANKS}
     similarity = _Similarity(images)
     for start in range(0, len(texts), ROWS):
         scores = similarity(texts[start : start + ROWS])  # [t, N]
@@ -140,8 +162,8 @@ def text_to_image(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, flo
         above = (scores > own).sum(1)
         ties = (scores == own).sum(1) - 1
         for k in RANKS:
-            hits[k] += float(hit_probability(above, torch.ones_like(ties), ties, k).sum())
-    return {k: value / len(texts) for k, value in hits.items()}
+            hits[k].append(hit_probability(above, torch.ones_like(ties), ties, k))
+    return {k: torch.cat(parts) for k, parts in hits.items()}
 
 
 class _Similarity:

@@ -108,7 +108,8 @@ class ZeroShotSegmentation(Task):
     @property
     def needs(self) -> Needs:
         whole = self.options.mode != "slide"
-        return Needs(encode=whole, values=whole and "value" in self.kinds, masks=True, fit="short")
+        values, final = whole and "value" in self.kinds, "final" in self.kinds
+        return Needs(encode=whole, values=values, final=final, masks=True, fit="short")
 
     def read(self, batch: Batch) -> None:
         self.images += len(batch.examples)
@@ -139,7 +140,8 @@ class ZeroShotSegmentation(Task):
         options, (height, width) = self.options, batch.images.shape[2:]
         boxes = windows((height, width), options.window, options.stride)
         crops = torch.stack([batch.images[:, :, t:b, left:right] for t, left, b, right in boxes], 1)  # [B, n, 3, ., .]
-        features = encode_parts(self.context.model, crops.flatten(0, 1), values="value" in self.kinds)
+        found = ("value" in self.kinds, "final" in self.kinds)
+        features = encode_parts(self.context.model, crops.flatten(0, 1), *found)
         for kind in self.kinds:
             patches = features[1] if kind == "final" else features[2]
             assert patches is not None

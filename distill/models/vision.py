@@ -140,8 +140,7 @@ class VisionTower(nn.Module):
         types.
         """
         if values:
-            cls, _, patches = self.dense(images, mask)
-            return ImageOutput(cls, patches)
+            return self._split(value_view(self.trunk, only=True).forward_features(self._tokens(images, mask)))
         return self._split(self.trunk.forward_features(self._tokens(images, mask)))
 
     @property

@@ -6,7 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from distill.config.schema import EvalConfig
 from distill.evals.registry import find_task
+from distill.evals.requests import parse_words
+from distill.evals.results import TaskResult
 from distill.evals.run import evaluate
 from distill.models.pair import ImageTextModel
 from distill.training.loop import TrainState
@@ -23,10 +26,7 @@ def live_evaluation(state: TrainState, folder: Path) -> dict[str, float]:
     values: dict[str, float] = {}
     if state.fabric.is_global_zero:
         cfg = state.cfg.eval
-        results = {
-            name: evaluate(model, possible(model, cfg.tasks), cfg.dataset, samples=cfg.samples)
-            for name, model in models_of(state).items()
-        }
+        results = {name: _evaluate(model, cfg) for name, model in models_of(state).items()}
         for name, tasks in results.items():
             for task, result in tasks.items():
                 values |= {f"eval/{name}/{task}/{k}": v for k, v in result.metrics.items()}
@@ -35,9 +35,19 @@ def live_evaluation(state: TrainState, folder: Path) -> dict[str, float]:
     return values
 
 
-def possible(model: Any, tasks: list[str]) -> list[str]:
-    """The tasks that a model can take part in: a released teacher may have no text tower."""
-    return [task for task in tasks if model.encode_text is not None or not find_task(task).text]
+def _evaluate(model: Any, cfg: EvalConfig) -> dict[str, TaskResult]:
+    """All tasks the model can do, those on one dataset together. A model without a text tower is asked for no texts."""
+    given = parse_words(cfg.settings, known=cfg.tasks)
+    able = getattr(model, "encode_text", None) is not None
+    tasks = [task for task in cfg.tasks if able or not find_task(task).text]
+    on_dataset: dict[str, dict[str, dict[str, Any]]] = {}
+    for task in tasks:
+        options = dict(given.get(task, {}))
+        on_dataset.setdefault(options.pop("dataset", cfg.dataset), {})[task] = options
+    results: dict[str, TaskResult] = {}
+    for dataset, group in on_dataset.items():
+        results |= evaluate(model, group, dataset, samples=cfg.samples)
+    return {task: results[task] for task in tasks}
 
 
 def models_of(state: TrainState) -> dict[str, ImageTextModel]:

@@ -109,6 +109,7 @@ SHOWN_BY = {
     "guard.min_entropy": "training/test_training_keys.py::test_limits_of_the_guard_stop_a_run",
     "guard.min_rank": "training/test_training_keys.py::test_limits_of_the_guard_stop_a_run",
     "guard.patience": "training/test_guard.py::test_collapse_needs_patience_in_a_row",
+    "eval.settings": "training/test_training_keys.py::test_live_evaluation_with_datasets_of_their_own",
     "eval": "training/test_training_keys.py::test_live_evaluation",
     "log.tensorboard": "training/test_metrics.py::test_tensorboard_events_are_written",
     "log.wandb": "training/test_metrics.py::test_wandb_without_the_extra_says_what_to_install",

@@ -129,6 +129,12 @@ REFUSED = [
     (SMALL, ["name=a/b"], "name: 'a/b' cannot be the name of a folder"),
     (SMALL, ["name=.."], "name: '..' cannot be the name of a folder"),
     (SMALL, ["eval.tasks=[knn, knn]"], "eval.tasks: 'knn' is listed twice"),
+    (
+        SMALL,
+        ["eval.tasks=[knn]", "eval.settings=[retrieval=scenes]"],
+        "eval.settings: 'retrieval=scenes' is not TASK=DATASET or TASK.OPTION=VALUE with a task of eval.tasks (knn)",
+    ),
+    (SMALL, ["eval.tasks=[knn]", "eval.settings=[knn.k]"], "eval.settings: 'knn.k' is not TASK=DATASET"),
 ]
 
 

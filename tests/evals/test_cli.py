@@ -5,8 +5,9 @@ import torch
 
 from distill.cli import main
 from distill.errors import UserError
-from distill.evals.cli import parse_value, parse_words
+from distill.evals import suite as suites
 from distill.evals.report import model_hash
+from distill.evals.requests import parse_value, parse_words, read_suite
 from distill.models.loading import save_model
 
 
@@ -30,7 +31,137 @@ def test_prints_a_table_and_stores_everything(model_file, tiny_model, tmp_path, 
     assert content["results"]["knn"]["protocol"]["k"] == [3, 5]
     assert content["results"]["retrieval"]["protocol"]["field"] == "web"
     for result in content["results"].values():
-        assert set(result) == {"task", "dataset", "metrics", "protocol", "counts", "seconds", "details"}
+        own = {"task", "dataset", "metrics", "protocol", "counts", "seconds", "details", "per_image"}
+        assert set(result) == own | {"key", "model", "versions"}
+        assert result["model"] == content["model"] and result["versions"] == content["versions"]
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+    """The tasks that really run, by pass."""
+    ran = []
+    original = suites.run_tasks
+
+    def run_tasks(model, tasks, dataset, **options):
+        ran.append([task.name for task in tasks])
+        return original(model, tasks, dataset, **options)
+
+    monkeypatch.setattr(suites, "run_tasks", run_tasks)
+    return ran
+
+
+def test_finished_tasks_are_kept(model_file, tmp_path, capsys, evaluated):
+    out = tmp_path / "out.json"
+    common = ["--samples", "8", "--json", str(out), "--device", "cpu"]
+    words = ["knn=scenes:32", "retrieval=scenes:32"]
+    assert main(["eval", model_file, *words, *common]) == 0
+    first = json.loads(out.read_text())["results"]
+    assert main(["eval", model_file, *words, "linear_patch=scenes:32", *common]) == 0
+    assert evaluated == [["knn", "retrieval"], ["linear_patch"]]
+    assert "where they were finished: knn, retrieval (--again runs them again)" in capsys.readouterr().out
+    kept = json.loads(out.read_text())["results"]
+    assert {label: kept[label] for label in first} == first and list(kept) == [*first, "linear_patch"]
+    assert main(["eval", model_file, *words, "knn.k=3", *common]) == 0  # another protocol
+    assert main(["eval", model_file, *words, *common[2:], "--samples", "9"]) == 0  # other data
+    assert main(["eval", model_file, *words, *common[2:], "--samples", "9", "--again"]) == 0
+    assert evaluated[2:] == [["knn"], ["knn", "retrieval"], ["knn", "retrieval"]]
+    assert list(json.loads(out.read_text())["results"]) == ["knn", "retrieval"]
+
+
+def test_a_task_that_fails_leaves_the_finished_ones(model_file, tmp_path, monkeypatch):
+    out = tmp_path / "out.json"
+    original = suites.run_tasks
+
+    def run_tasks(model, tasks, dataset, **options):
+        if dataset.name.startswith("scenes:40"):
+            raise KeyboardInterrupt
+        return original(model, tasks, dataset, **options)
+
+    monkeypatch.setattr(suites, "run_tasks", run_tasks)
+    words = ["knn=scenes:32", "retrieval=scenes:40", "--samples", "8", "--json", str(out), "--device", "cpu"]
+    assert main(["eval", model_file, *words]) == 130
+    assert list(json.loads(out.read_text())["results"]) == ["knn"]
+    assert list(tmp_path.glob("*.part")) == []
+
+
+def test_results_of_another_model_are_not_mixed_in(model_file, tiny_model, tmp_path, capsys):
+    out, other = tmp_path / "out.json", tmp_path / "other.pt"
+    words = ["knn=scenes:32", "--samples", "8", "--json", str(out), "--device", "cpu"]
+    assert main(["eval", model_file, *words]) == 0
+    with torch.no_grad():
+        tiny_model.log_temperature += 1
+    save_model(tiny_model, other)
+    assert main(["eval", str(other), *words]) == 2
+    assert f"holds results of another model ({model_file}" in capsys.readouterr().err
+    assert main(["eval", str(other), *words, "--again"]) == 0
+    out.write_text("{}")
+    assert main(["eval", str(other), *words]) == 2
+    assert "holds no results of distill eval" in capsys.readouterr().err
+
+
+def test_one_task_several_times(model_file, tmp_path, capsys, evaluated):
+    """Labels name the results; a task that comes twice on one dataset gets a pass of its own."""
+    out = tmp_path / "out.json"
+    words = ["knn=scenes:32", "knn@few=scenes:32", "knn@few.k=1", "knn@other=scenes:40", "retrieval=scenes:32"]
+    assert main(["eval", model_file, *words, "--samples", "8", "--json", str(out), "--device", "cpu"]) == 0
+    assert evaluated == [["knn", "retrieval"], ["knn"], ["knn"]]
+    results = json.loads(out.read_text())["results"]
+    assert set(results) == {"knn", "knn@few", "knn@other", "retrieval"}
+    assert results["knn@few"]["protocol"]["k"] == [1] and results["knn@few"]["task"] == "knn"
+    assert results["knn@other"]["dataset"] == "scenes:40 test"
+    assert "knn@few" in capsys.readouterr().out
+
+
+def test_a_recipe_and_words_that_win_over_it(tmp_path, monkeypatch):
+    text = "samples: 5\nsize: 32\ntasks:\n  knn: {dataset: 'folder:{data}/pets', k: [1, 3]}\n  retrieval: scenes\n"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("# mine\n" + text)
+    suite = read_suite(["mine.yaml", "knn.k=7", "retrieval=scenes:48", "knn@b=scenes"], data="/data/")
+    assert (suite.samples, suite.size, suite.batch) == (5, 32, None)
+    assert suite.requests["knn"].dataset == "folder:/data/pets" and suite.requests["knn"].options == {"k": 7}
+    assert suite.requests["retrieval"].dataset == "scenes:48" and list(suite.requests)[2] == "knn@b"
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "message"),
+    [
+        ("tasks: {knn: scenes}", ["b.yaml"], "No recipe file 'b.yaml'"),
+        ("tasks: {knn: scenes}", ["a.yaml", "eval/scenes"], "'eval/scenes' is one recipe too many, after 'a.yaml'"),
+        ("tasks: {knn: 'folder:{data}/x'}", ["a.yaml"], r"a.yaml reads folder:{data}/x. Say where its datasets are"),
+        ("tasks: {kn: scenes}", ["a.yaml"], "Did you mean 'knn'"),
+        ("tasks: {knn: {k: 3}}", ["a.yaml"], "a.yaml: 'knn' has no dataset"),
+        ("tasks: {knn: scenes}\nsampels: 3", ["a.yaml"], "Unknown key of a.yaml 'sampels'. Did you mean 'samples'"),
+        ("tasks: {knn: scenes}\nsize: big", ["a.yaml"], "a.yaml: size = 'big'; it must be a whole number"),
+        ("base: x", ["a.yaml"], "a.yaml is no evaluation recipe"),
+        ("tasks: {knn: [", ["a.yaml"], "a.yaml is not YAML"),
+        ("tasks: {knn: scenes}", ["a.yaml", "knn@=scenes"], "'knn@' has no name after the @"),
+    ],
+)
+def test_a_bad_recipe_is_told(tmp_path, monkeypatch, text, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        read_suite(words)
+    assert message in str(error.value)
+
+
+def test_compare(model_file, tiny_model, tmp_path, capsys):
+    first, second, third = (tmp_path / f"{name}.json" for name in "abc")
+    words = ["knn=scenes:32", "knn.k=3", "zeroshot_seg=scenes:32", "--samples", "12", "--device", "cpu", "--json"]
+    assert main(["eval", model_file, *words, str(first)]) == 0
+    assert main(["eval", model_file, *words, str(second)]) == 0
+    assert main(["eval", model_file, "knn=scenes:40", "--samples", "12", "--device", "cpu", "--json", str(third)]) == 0
+    capsys.readouterr()
+    assert main(["eval", "--compare", str(first), str(second)]) == 0
+    printed = capsys.readouterr().out
+    for word in ("miou_value", "top1_cls1", "+0.0", "[+0.0,", "difference", "bootstrap over images"):
+        assert word in printed
+    assert main(["eval", "--compare", str(first), str(third)]) == 2
+    assert "knn: the first has dataset 'scenes:32 test', the second 'scenes:40 test'" in capsys.readouterr().err
+    assert main(["eval", "--compare", str(first), str(tmp_path / "none.json")]) == 2
+    assert "No such file" in capsys.readouterr().err
+    assert main(["eval", "x", "--compare", str(first), str(second)]) == 2
+    assert "--compare takes two results files and nothing else" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -49,6 +180,8 @@ def test_prints_a_table_and_stores_everything(model_file, tiny_model, tmp_path, 
         (["knn=scenes", "--device", "tpu9"], "Unknown device 'tpu9'"),
         (["knn=scenes", "--json", "/does/not/exist/a.json"], "there is no folder /does/not/exist"),
         (["knn=scenes", "--jsno", "a.json"], "Did you mean '--json'"),
+        (["knn=scenes", "--again"], "--again starts a results file anew: add --json FILE"),
+        (["knn=ade20k:/does/not/exist"], "/does/not/exist is no ade20k dataset. Expected there: images/validation/"),
     ],
 )
 def test_bad_input_gets_one_line(model_file, capsys, words, message):
@@ -57,6 +190,11 @@ def test_bad_input_gets_one_line(model_file, capsys, words, message):
     assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1
     assert captured.out == ""
+
+
+def test_no_model(capsys):
+    assert main(["eval"]) == 2
+    assert "distill eval needs a model" in capsys.readouterr().err
 
 
 def test_missing_model(capsys, tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 
+from distill.config.schema import EvalConfig
 from distill.evals.results import TaskResult
 from distill.training import checkpoint, live_eval
 from distill.training.guard import Collapse
@@ -106,6 +108,32 @@ def test_live_evaluation(small_run, rows):
     assert results["retrieval"]["counts"]["images"] == 9
     logged = [row["step"] for row in rows(folder) if any(name.startswith("eval/student/retrieval/") for name in row)]
     assert logged == [2, 4, 5]
+
+
+def test_live_evaluation_with_datasets_of_their_own(small_run):
+    """A task on another dataset, with an option; the others stay on `eval.dataset`."""
+    keys = {"eval.tasks": ["retrieval", "knn"], "eval.dataset": "scenes:40", "eval.samples": 9}
+    settings = ["knn=scenes:48", "knn.k=3"]
+    folder = small_run(**keys, **{"eval.settings": settings, "train.steps": 1}).folder
+    results = json.loads((folder / "evals/step_00000001.json").read_text())["student"]
+    assert [results[task]["dataset"] for task in ("retrieval", "knn")] == ["scenes:40 test", "scenes:48 test"]
+    assert results["knn"]["protocol"]["k"] == [3]
+
+
+def test_live_evaluation_asks_a_model_without_texts_for_none():
+    class Vision:
+        encode_text = None
+        asked: ClassVar[list] = []
+
+    def evaluate(model, tasks, dataset, samples):
+        model.asked.append(list(tasks))
+        return {task: TaskResult(task, dataset, {}, {}, {}, 0.0) for task in tasks}
+
+    config = EvalConfig(tasks=["zeroshot_seg", "knn", "retrieval"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(live_eval, "evaluate", evaluate)
+        assert list(live_eval._evaluate(Vision(), config)) == ["knn"]
+    assert Vision.asked == [["knn"]]
 
 
 def test_without_a_period_evaluation_comes_at_the_end(small_run, monkeypatch, rows):

@@ -1,0 +1,76 @@
+"""Runs requests: those on one dataset share a pass, finished ones are taken from the store, all is checked first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill.evals.datasets import EvalDataset, open_dataset
+from distill.evals.engine import check_tasks, run_tasks
+from distill.evals.registry import find_task
+from distill.evals.requests import Request
+from distill.evals.store import Store, key_of
+
+Group = list[tuple[str, Request]]  # requests that share a pass, with their labels
+
+
+def run_suite(
+    model: Any,
+    requests: Mapping[str, Request],
+    store: Store,
+    *,
+    samples: int | None = None,
+    size: int | None = None,
+    batch: int = 64,
+) -> list[str]:
+    """Runs what `store` does not have yet, with a progress bar a split; returns the labels that were there already.
+
+    Raises UserError, before any work, for what any request, its dataset or the model lack.
+    """
+    specs = {request.dataset for request in requests.values()}
+    opened = {spec: open_dataset(spec, samples=samples, size=size) for spec in sorted(specs)}
+    keys = {label: _check(model, request, opened[request.dataset], store) for label, request in requests.items()}
+    there = [label for label in requests if store.finished(label, keys[label]) is not None]
+    todo = {label: request for label, request in requests.items() if label not in there}
+    for group in groups(todo):
+        for label, result in _run(model, group, opened[group[0][1].dataset], batch).items():
+            store.add(label, keys[label], result)
+    return there
+
+
+def _check(model: Any, request: Request, dataset: EvalDataset, store: Store) -> str:
+    """Raises UserError for what cannot run; returns the result's key."""
+    task = find_task(request.task)
+    check_tasks(model, {task: request.options}, dataset)
+    return key_of(store.header["model"]["sha256"], request, task.options_from(request.options, dataset), dataset)
+
+
+def groups(requests: Mapping[str, Request]) -> list[Group]:
+    """Requests on one dataset together, but each task once in a group."""
+    found: list[Group] = []
+    for label, request in requests.items():
+        for group in found:
+            if group[0][1].dataset == request.dataset and all(other.task != request.task for _, other in group):
+                group.append((label, request))
+                break
+        else:
+            found.append([(label, request)])
+    return found
+
+
+def _run(model: Any, group: Group, dataset: EvalDataset, batch: int) -> dict[str, dict[str, Any]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown: dict[str, Any] = {}
+    with Progress(*columns) as bars:
+
+        def advance(split: str, count: int) -> None:
+            if split not in shown:
+                images = dataset.train() if split == "train" else dataset
+                shown[split] = bars.add_task(images.name, total=len(images))
+            bars.advance(shown[split], count)
+
+        tasks = {find_task(request.task): request.options for _, request in group}
+        results = run_tasks(model, tasks, dataset, batch=batch, progress=advance)
+    return {label: results[request.task].as_dict() for label, request in group}
