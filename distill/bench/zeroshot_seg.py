@@ -3,8 +3,8 @@
 Ours is the task's own path (`distill.evals.zeroshot_seg`, `paths=value`) from pixels to labels. The reference is the
 published notebook's procedure written plainly: one image and one window at a time, attention as a softmax of a product,
 the whole volume of classes raised to the mask's size. Both run the same random weights; text features are given. The
-last rows say where the reference's time goes and on how many pixels the labels agree (near ties, float32 differs in the last
-bits). Two CPU threads.
+last rows say where the reference's time goes and on how many pixels the labels agree (at near ties the last bits of
+float32 decide). Two CPU threads.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ class Line:
     label: str
     dataset: str
     metric: str
+    unit: str | None  # None: a share
     first: float
     second: float
     first_interval: Interval | None
@@ -65,7 +66,8 @@ def _line(label: str, name: str, one: dict[str, Any], two: dict[str, Any]) -> Li
         same = [len(result["per_image"][name]["values"]) for result in (one, two)]
         paired = interval(spread[1] - spread[0]) if same[0] == same[1] else None
     intervals = [None if values is None else interval(values) for values in spread]
-    return Line(label, one["dataset"], name, one["metrics"][name], two["metrics"][name], *intervals, paired)
+    unit = find_task(one["task"]).units.get(name)
+    return Line(label, one["dataset"], name, unit, one["metrics"][name], two["metrics"][name], *intervals, paired)
 
 
 def _bootstrap(samples: dict[str, Any] | None) -> Any:

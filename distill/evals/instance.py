@@ -4,7 +4,8 @@ Protocol (UnED, Ypsilantis et al. 2023, as the paper's Table 7 uses it): feature
 image counts when the nearest image of the index, by cosine, has its label (recall@1). The index holds images of the
 same domain only; the score is the mean over domains, each counting alike. A dataset without domains is one domain.
 
-- `index=train`: queries are the evaluated split, the index is the train split (UnED: test and index).
+- `index=train`: queries are the evaluated split, the index is the train split (UnED: test and index). A domain of which
+  the train split has no image is searched as with `index=rest` (five of UnED's eight).
 - `index=rest`: each image is searched among all others of the evaluated split.
 - Unsaid, it is train where there is a train split. Queries whose label is not in the index have no right answer: they
   are left out and counted.
@@ -115,8 +116,9 @@ class InstanceRetrieval(Task):
     def _domain(self, domain: str) -> tuple[dict[str, float], int, int]:
         """Recall@1 by feature and its chance, the number of queries, and of those left out."""
         at, labels = self.queries.of(domain)
-        others, theirs = self.index.of(domain)
-        itself = self.index is self.queries
+        searched = self.index if domain in self.index.domains else self.queries
+        others, theirs = searched.of(domain)
+        itself = searched is self.queries
         matches = torch.stack([(theirs == label).sum() for label in labels]) - int(itself)  # [n]
         asked = matches > 0
         left_out = int((~asked).sum())
@@ -124,7 +126,7 @@ class InstanceRetrieval(Task):
             return {}, 0, left_out
         scores = {}
         for name, parts in self.queries.parts.items():
-            queries, index = torch.cat(parts)[at], torch.cat(self.index.parts[name])[others]
+            queries, index = torch.cat(parts)[at], torch.cat(searched.parts[name])[others]
             found = theirs[nearest(queries, index, itself)]
             scores[f"recall1_{name}"] = float((found == labels)[asked].float().mean())
         share = matches[asked].double() / (len(others) - int(itself))

@@ -36,9 +36,10 @@ from distill.evals.engine import run_task
 from distill.evals.features import Batch, Encoder, Needs, device_of
 from distill.evals.linear_heads import LinearHeads, Standardise, optimise
 from distill.evals.metrics import accuracy, chance_miou, class_iou, confusion, mean_class_accuracy, mean_iou
+from distill.evals.per_image import iou_samples, overlaps
 from distill.evals.results import TaskResult
+from distill.evals.segment import argmax_raised
 from distill.evals.task import Context, Outcome, Task, TaskOptions, above_zero, at_least, choice, rates_of
-from distill.evals.zeroshot_seg import argmax_raised
 
 CLASSES_AT_A_TIME = 32  # raised to full size
 
@@ -79,6 +80,7 @@ class LinearSegmentation(Task):
         self.heads: LinearHeads | None = None
         self.labelled = 0  # pixels
         self.matrices = [torch.zeros(self.classes, self.classes, dtype=torch.int64) for _ in options.rates]
+        self.overlaps: list[dict[int, list[int]]] = [{} for _ in options.rates]  # of each image
         self.images = self.train_images = 0
 
     @property
@@ -140,9 +142,13 @@ class LinearSegmentation(Task):
             groups[tuple(mask.shape)].append(at)
         for size, group in groups.items():
             masks = torch.stack([truth[at] for at in group])
-            for matrix, score in zip(self.matrices, scores):
-                labels = argmax_raised(score[group], size, CLASSES_AT_A_TIME)
-                matrix += confusion(masks, labels.cpu(), self.classes, self.dataset.ignore)
+            indices = [batch.examples[at].index for at in group]
+            for rate, score in enumerate(scores):
+                labels = argmax_raised(score[group], size, CLASSES_AT_A_TIME).cpu()
+                for index, mask, label in zip(indices, masks, labels):
+                    matrix = confusion(mask, label, self.classes, self.dataset.ignore)
+                    self.matrices[rate] += matrix
+                    self.overlaps[rate][index] = overlaps(matrix)
 
     def outcome(self) -> Outcome:
         if self.matrices[0].sum() == 0:
@@ -170,7 +176,8 @@ class LinearSegmentation(Task):
             "best_lr": self.options.rates[best],
             "iou": {name: None if math.isnan(value) else value for name, value in zip(names, iou)},
         }
-        return Outcome(metrics, self.protocol(ignore=self.dataset.ignore), counts, details)
+        per_image = {"miou": iou_samples(self.overlaps[best])}
+        return Outcome(metrics, self.protocol(ignore=self.dataset.ignore), counts, details, per_image)
 
 
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:

@@ -24,12 +24,14 @@ def show_table(results: Mapping[str, Mapping[str, Any]]) -> None:
     table = Table()
     for heading in ("task", "dataset", "metric"):
         table.add_column(heading, overflow="fold")
-    table.add_column("%", justify="right")
+    table.add_column("value", justify="right", no_wrap=True)
     for label, result in results.items():
-        names = [name for name in find_task(result["task"]).headline if name in result["metrics"]]
+        task = find_task(result["task"])
+        names = [name for name in task.headline if name in result["metrics"]]
         for row, name in enumerate(names):
             first = (label, f"{result['dataset']}, {result['counts']['images']} images") if row == 0 else ("", "")
-            table.add_row(*first, name, f"{100 * result['metrics'][name]:.1f}", end_section=row == len(names) - 1)
+            value = figure(result["metrics"][name], task.units.get(name))
+            table.add_row(*first, name, value, end_section=row == len(names) - 1)
     Console().print(table)
 
 
@@ -42,7 +44,7 @@ def show_comparison(lines: Sequence[Line], first: str, second: str) -> None:
     for heading in ("task", "dataset", "metric"):
         table.add_column(heading, overflow="fold")
     for heading in (first, second, "difference"):
-        table.add_column(f"{heading}, %", justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True)
     for at, line in enumerate(lines):
         new = at == 0 or lines[at - 1].label != line.label
         last = at + 1 == len(lines) or lines[at + 1].label != line.label
@@ -51,19 +53,19 @@ def show_comparison(lines: Sequence[Line], first: str, second: str) -> None:
             line.label if new else "",
             line.dataset if new else "",
             line.metric,
-            percent(line.first, line.first_interval if apart else None),
-            percent(line.second, line.second_interval if apart else None),
-            percent(line.second - line.first, line.difference_interval, "+"),
+            figure(line.first, line.unit, line.first_interval if apart else None),
+            figure(line.second, line.unit, line.second_interval if apart else None),
+            figure(line.second - line.first, line.unit, line.difference_interval, "+"),
             end_section=last,
         )
     Console().print(table)
 
 
-def percent(value: float, interval: tuple[float, float] | None, sign: str = "") -> str:
-    """`12.3` or `12.3 [11.0, 13.5]`, of a share."""
-    if interval is None:
-        return f"{100 * value:{sign}.1f}"
-    return f"{100 * value:{sign}.1f} [{100 * interval[0]:{sign}.1f}, {100 * interval[1]:{sign}.1f}]"
+def figure(value: float, unit: str | None, interval: tuple[float, float] | None = None, sign: str = "") -> str:
+    """`12.3 %` or `12.3 % [11.0, 13.5]` of a share (unit None), `0.374 m` of other units."""
+    scale, form = (100, f"{sign}.1f") if unit is None else (1, f"{sign}.3f")
+    text = f"{scale * value:{form}} {unit or '%'}".strip()
+    return text if interval is None else f"{text} [{scale * interval[0]:{form}}, {scale * interval[1]:{form}}]"
 
 
 def model_hash(model: nn.Module) -> str:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SLACK = 1e-5  # far above what rounding may add to a bilinear mean of cosines
+SLACK = 1e-5  # relative: far above what rounding may add to a bilinear mean
 STRIP = 1 << 22  # values of a strip, 4 bytes each: what a processor's cache holds
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 
@@ -36,7 +36,7 @@ def contenders(scores: Tensor) -> Tensor:
     around = F.pad(scores, (1, 1, 1, 1), mode="replicate")
     highest = F.max_pool2d(around, 2, stride=1)  # [B, K, h + 1, w + 1]
     lowest = -F.max_pool2d(-around, 2, stride=1)
-    bar = lowest.amax(1, keepdim=True) - SLACK
+    bar = lowest.amax(1, keepdim=True) - SLACK * scores.abs().amax()
     return (highest >= bar).any(dim=3).any(dim=2).any(dim=0).nonzero()[:, 0]
 
 

@@ -24,6 +24,7 @@ from distill.errors import UserError
 from distill.evals.datasets.base import LABELS, EvalDataset
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs
+from distill.evals.per_image import mean_samples
 from distill.evals.prompts import templates
 from distill.evals.results import TaskResult
 from distill.evals.retrieval import cls_features, hit_probability
@@ -62,6 +63,7 @@ class ZeroShotClassification(Task):
         self.position = {label: at for at, label in enumerate(dataset.label_classes)}
         self.scores: dict[str, list[Tensor]] = {}
         self.targets: list[int] = []
+        self.indices: list[int] = []  # of the images with a label
         self.without = 0
 
     @property
@@ -73,6 +75,7 @@ class ZeroShotClassification(Task):
         labels = [example.label for example in batch.examples]
         kept = [at for at, label in enumerate(labels) if label is not None]
         self.without += len(labels) - len(kept)
+        self.indices += [batch.examples[at].index for at in kept]
         self.targets += [self.position[label] for label in labels if label is not None]
         for name, feature in cls_features(batch.cls).items():
             self.scores.setdefault(name, []).append((feature[kept] @ self.texts.T.to(feature.device)).cpu())
@@ -82,10 +85,11 @@ class ZeroShotClassification(Task):
         if not self.targets:
             raise UserError(f"{dataset.name}: no image has a label.")
         targets = torch.tensor(self.targets)  # [N]
-        metrics = {}
+        metrics, per_image = {}, {}
         for name, parts in self.scores.items():
-            for rank, value in recalls(torch.cat(parts), targets).items():
-                metrics[f"top{rank}_{name}"] = value
+            for rank, hits in hit_rates(torch.cat(parts), targets).items():
+                metrics[f"top{rank}_{name}"] = float(hits.mean())
+                per_image[f"top{rank}_{name}"] = mean_samples(dict(zip(self.indices, hits.tolist())))
         count = targets.bincount(minlength=len(self.candidates))
         metrics["top1_chance"] = 1 / len(self.candidates)
         metrics["top1_constant"] = float(count.max() / len(targets))
@@ -97,7 +101,7 @@ class ZeroShotClassification(Task):
         }
         if self.without:
             counts["images_without_label"] = self.without
-        return Outcome(metrics, self.protocol(), counts, {})
+        return Outcome(metrics, self.protocol(), counts, {}, per_image)
 
 
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
@@ -107,7 +111,12 @@ def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
 
 def recalls(scores: Tensor, targets: Tensor) -> dict[int, float]:
     """Share of rows of `scores` `[N, K]` whose target `[N]` is among the first RANKS, ties by expectation."""
+    return {rank: float(hits.mean()) for rank, hits in hit_rates(scores, targets).items()}
+
+
+def hit_rates(scores: Tensor, targets: Tensor) -> dict[int, Tensor]:
+    """How probably the target of each row is among the first RANKS, `[N]` float64."""
     own = scores.gather(1, targets[:, None])  # [N, 1]
     above, ties = (scores > own).sum(1), (scores == own).sum(1) - 1
     one = torch.ones_like(ties)
-    return {rank: float(hit_probability(above, one, ties, rank).mean()) for rank in RANKS}
+    return {rank: hit_probability(above, one, ties, rank) for rank in RANKS}
