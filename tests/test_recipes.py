@@ -92,6 +92,8 @@ def test_a_teacher_of_ones_own_meets_a_student_of_another_patch_size():
     config = load_config("distill/s14_from_own_teacher", ["teacher.source=run:t"]).config
     meeting = plan(config.views.global_size, 14, 8, config.teacher.meet)
     assert (meeting.size, meeting.teacher, meeting.student) == (64, 8, 8)
+
+
 SUITES = [name for name in RECIPES if name.startswith("eval/")]
 
 

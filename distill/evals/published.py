@@ -46,7 +46,9 @@ def beside(facts: SourceFacts, results: Mapping[str, TaskResult]) -> list[str]:
             ours = {name: value for name, value in result.metrics.items() if _measures(name, row.metric)}
             listed = ", ".join(f"{name} {_number(value, row)}" for name, value in ours.items())
             if listed:
-                lines.append(f"{label} on {row.benchmark}: {listed}; published {_number(row.value, row)} ({row.source})")
+                lines.append(
+                    f"{label} on {row.benchmark}: {listed}; published {_number(row.value, row)} ({row.source})"
+                )
     return lines
 
 
