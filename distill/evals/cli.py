@@ -102,6 +102,7 @@ def main(args: argparse.Namespace) -> int:
     size = args.size if args.size is not None else suite.size
     there = run_suite(model, suite.requests, store, samples=samples, size=size, batch=batch)
     results = {label: store.results[label] for label in suite.requests}
+    print(opened.facts.line())
     show_table(results)
     print("".join(f"{line}\n" for line in beside(opened.facts, results)), end="")
     if there:

@@ -73,8 +73,16 @@ class AdaptedTower(nn.Module):
         raise NotImplementedError
 
     def layers(self, images: Tensor, indices: Sequence[int]) -> list[ImageOutput]:
-        """Outputs of the blocks `indices` (from 0), the final norm applied to each, in the order asked for."""
+        """Outputs of the blocks `indices` (from 0), the final norm applied to each, in the order asked for.
+
+        Raises `UserError` for an index that is no block.
+        """
         raise NotImplementedError
+
+    def check_indices(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            if not 0 <= index < self.depth:
+                raise UserError(f"There is no block {index}. Allowed: 0 to {self.depth - 1}.")
 
 
 class AdaptedText(nn.Module):

@@ -72,8 +72,9 @@ class _OnlySize:
 def count_models(config: Config) -> Counts:
     """Counts what `config` builds. Open values (`???`) are assumed, and noted. Raises `UserError` for bad files."""
     notes: list[str] = []
-    tokenizer: Any = _OnlySize(_vocabulary(config, notes))
-    frozen = config.teacher.mode == "frozen"
+    opened = _frozen_teacher(config, notes) if config.teacher.mode == "frozen" else None
+    taken = opened.facts.vocabulary if opened is not None and config.text.init == "teacher" else None
+    tokenizer: Any = _OnlySize(taken or _vocabulary(config, notes))
     given = [(student, config.objective.patch.tokens, "student") for student in config.students]
     if config.teacher.mode == "cotrained":
         assert config.teacher.arch is not None
@@ -81,7 +82,6 @@ def count_models(config: Config) -> Counts:
         given.append((teacher, config.teacher.tokens, "teacher (co-trained)"))
     models: list[Model] = []
     learners: list[Learner] = []
-    opened = _frozen_teacher(config, notes) if frozen else None
     for student, tokens, role in given:
         learner = _learner(student, config, tokenizer, tokens, opened, learners)
         learners.append(learner)

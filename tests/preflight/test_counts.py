@@ -98,6 +98,15 @@ def test_a_frozen_teacher_is_counted_from_its_checkpoint(teacher_run):
     assert counted.averaged == 0
 
 
+def test_a_text_tower_taken_over_has_the_teachers_vocabulary(teacher_run):
+    folder, student = teacher_run
+    changes = {**SMALL, "teacher.source": f"run:{folder}", "text.init": "teacher"}
+    counted = counts_of("distill/scenes_tiny_student", changes)
+    assert counted.vocabulary == student.tokenizer.vocabulary == 5
+    assert counted.models[0].text == counted.models[1].text
+    assert "run:" in counted.teacher and "own heads, 64 prototypes" in counted.teacher
+
+
 def test_a_teacher_that_does_not_fit_is_refused(teacher_run):
     folder, _ = teacher_run
     source = {**SMALL, "teacher.source": f"run:{folder}"}

@@ -45,6 +45,7 @@ class SourceFacts:
     text_parameters: int
     texts: str  # what it can do with texts, for people
     missing: str | None = None
+    vocabulary: int | None = None  # of the tokenizer, where a student could take it over
     variant: str | None = None  # the released TIPS model it is, such as "TIPSv2 L/14"
 
     @property
@@ -140,6 +141,7 @@ def pair_facts(
         image_parameters=count(image),
         text_parameters=count(model.text),
         texts=f"text tower, {model.text.vocabulary:,} tokens, {model.text.context} a text",
+        vocabulary=model.tokenizer.vocabulary,
     )
 
 

@@ -258,5 +258,6 @@ def _facts(source: str, where: str, folder: _Folder, towers: tuple[VisionTower, 
         image_parameters=count(image),
         text_parameters=count(text),
         texts=texts,
+        vocabulary=None if text is None or folder.tokenizer is None else text.vocabulary,
         variant=official_variants.variant(image.arch, image.position_grid),
     )

@@ -82,6 +82,7 @@ class ClipTower(AdaptedTower):
         return final.cls, final.patches, self._projected(_values(last, x)).patches
 
     def layers(self, images: Tensor, indices: Sequence[int]) -> list[ImageOutput]:
+        self.check_indices(indices)
         x = self._embedded(self.normalised(images))
         outputs = []
         for block in self.visual.transformer.resblocks:

@@ -89,6 +89,7 @@ class TimmTower(AdaptedTower):
         return cls, self._final(own)[:, self.prefix :], self._final(features[:, self.prefix + n :])
 
     def layers(self, images: Tensor, indices: Sequence[int]) -> list[ImageOutput]:
+        self.check_indices(indices)
         wanted = sorted(set(indices))
         found = self.trunk.forward_intermediates(
             self.normalised(images), indices=wanted, norm=True, return_prefix_tokens=True, output_fmt="NLC",
@@ -232,8 +233,10 @@ def _facts(source: str, name: str, file: Path | None, trunk: Any) -> SourceFacts
     two = name.partition(".")[0] in TWO_CLS
     arch = arch_of(trunk, name.partition(".")[0])
     grid = tuple(trunk.patch_embed.grid_size) if trunk.pos_embed is not None else None
+    parameters = count(trunk)
     if two:
-        arch = official_variants.timm_tower(trunk).arch
+        tower = official_variants.timm_tower(trunk)
+        arch, parameters = tower.arch, count(tower)
     own_token = trunk.attn_pool is None and trunk.cls_token is not None
     return SourceFacts(
         source=source,
@@ -248,7 +251,7 @@ def _facts(source: str, name: str, file: Path | None, trunk: Any) -> SourceFacts
         registers=0 if two else trunk.num_prefix_tokens - (1 if own_token else 0),
         position_grid=grid,
         image_size=(cfg.input_size or (3, 224, 224))[-1],
-        image_parameters=count(trunk),
+        image_parameters=parameters,
         text_parameters=0,
         texts="no text tower",
         missing=None if found else missing_weights(source, repo, f"timm:{name}@/path/model.safetensors"),

@@ -166,5 +166,6 @@ def _facts(source: str, files: _Files) -> SourceFacts:
         image_parameters=count(image),
         text_parameters=count(text),
         texts=texts,
+        vocabulary=None if text is None or files.tokenizer is None else text.vocabulary,
         variant=official_variants.variant(image.arch, grid),
     )

@@ -67,6 +67,8 @@ def test_tokens_are_timms_on_normalised_images(name, cls):
     torch.testing.assert_close(last.patches, out.patches)
     torch.testing.assert_close(last.cls, out.cls)
     assert not torch.allclose(first.patches, last.patches)
+    with pytest.raises(UserError, match=r"no block 2\. Allowed: 0 to 1"):
+        tower.layers(images, [2])
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2.lvd142m", "vit_small_patch16_dinov3.lvd1689m"])
