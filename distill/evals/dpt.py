@@ -92,7 +92,7 @@ class DptHead(nn.Module):
 
     def __init__(self, width: int, outputs: int, *, channels: int = CHANNELS, relu: bool):
         super().__init__()
-        sizes = [width // 8, width // 4, width // 2, width]
+        sizes = [max(width // part, 1) for part in (8, 4, 2, 1)]
         self.reassemble = Reassemble(width, sizes)
         self.convs = nn.ModuleList(nn.Conv2d(size, channels, 3, padding=1, bias=False) for size in sizes)
         self.fusion_blocks = nn.ModuleList(Fusion(channels, first=at == 0) for at in range(STAGES))

@@ -34,7 +34,7 @@ def load_head(path: str | Path, task: str, width: int, outputs: int) -> DptHead:
     path = Path(path).expanduser()
     weights = _named(read_arrays(path), task)
     if not weights:
-        raise UserError(f"{path} holds no DPT head for {task}. Give the {task} file of the release.")
+        raise UserError(f"{path} holds no DPT head for {task}. Give the {task} file of the PyTorch release.")
     channels = len(weights["project.weight"]) if "project.weight" in weights else CHANNELS
     head = DptHead(width, outputs, channels=channels, relu=task == "depth")
     wrong = _mismatches(head.state_dict(), weights)

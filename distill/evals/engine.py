@@ -116,7 +116,12 @@ def undisturbed(model: Any) -> Iterator[None]:
     device = device_of(model)
     devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with (
+            torch.random.fork_rng(devices=devices),
+            torch.inference_mode(False),  # probes are trained inside
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
             for module in modes:
                 module.training = False
             yield

@@ -57,7 +57,6 @@ class LinearHeads(nn.Module):
         return [[weight, bias] for weight, bias in zip(self.weights, self.biases)]
 
 
-@torch.inference_mode(False)
 @torch.enable_grad()
 def optimise(
     groups: Sequence[Sequence[nn.Parameter]],

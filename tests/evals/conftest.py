@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -11,14 +10,36 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from distill.evals.datasets.base import CAPTIONS, LABELS, MASKS, TRAIN, EvalDataset, Item
+from distill.evals.datasets.base import CAPTIONS, DEPTH, LABELS, MASKS, NORMALS, TRAIN, EvalDataset, Item
 from distill.models.arch import Arch
 from distill.models.pair import ImageTextModel
 from distill.models.text import TextTower
 from distill.models.tokenizers.words import WordsTokenizer
-from distill.models.vision import VisionTower
+from distill.models.vision import ImageOutput, VisionTower
 
 NAMES = ["cat", "dog", "tree", "sky", "road"]
+
+
+class StubTower:
+    """Four blocks: that at `index` answers with the final tokens times (index + 1) / 4."""
+
+    depth = 4
+
+    def __init__(self, model: StubModel, patch: int):
+        self.model, self.patch = model, patch
+
+    @property
+    def width(self) -> int:
+        return self.model.table.shape[1]
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        return height // self.patch, width // self.patch
+
+    def layers(self, images: Tensor, indices: Sequence[int]) -> list[ImageOutput]:
+        self.model.deep.append((*images.shape[:1], *indices))
+        cls, patches = self.model.tokens(images, values=False)
+        shares = [(at + 1) / self.depth for at in indices]
+        return [ImageOutput(cls * share, patches.flatten(1, 2) * share) for share in shares]
 
 
 class StubModel(nn.Module):
@@ -33,9 +54,10 @@ class StubModel(nn.Module):
         super().__init__()
         self.mixing = mixing
         self.register_buffer("table", table)
-        self.image = SimpleNamespace(patch=patch)
+        self.image = StubTower(self, patch)
         self.value_shift, self.names = value_shift, NAMES
         self.seen: list[tuple[int, ...]] = []  # shapes of the images encoded
+        self.deep: list[tuple[int, ...]] = []  # number of images, and the blocks asked for
         self.texts: list[str] = []
 
     def classes(self, images: Tensor) -> Tensor:
@@ -48,6 +70,9 @@ class StubModel(nn.Module):
 
     def encode_image(self, images: Tensor, values: bool = False) -> tuple[Tensor, Tensor]:
         self.seen.append(tuple(images.shape))
+        return self.tokens(images, values)
+
+    def tokens(self, images: Tensor, values: bool) -> tuple[Tensor, Tensor]:
         found = self.classes(images)
         if values:
             found = (found + self.value_shift) % len(self.table)
@@ -91,10 +116,13 @@ def array_dataset(
     captions: list[dict[str, list[str]]] | None = None,
     labels: list[int | None] | None = None,
     train: EvalDataset | None = None,
+    depth: list[np.ndarray] | None = None,
+    normals: list[np.ndarray] | None = None,
+    domains: list[str] | None = None,
     **more: object,
 ) -> EvalDataset:
     """An EvalDataset over arrays; a list that is left out is not there."""
-    has = {MASKS: masks, CAPTIONS: captions, LABELS: labels, TRAIN: train}
+    has = {MASKS: masks, CAPTIONS: captions, LABELS: labels, TRAIN: train, DEPTH: depth, NORMALS: normals}
 
     def item(index: int) -> Item:
         return Item(
@@ -103,6 +131,9 @@ def array_dataset(
             mask=None if masks is None else (lambda: masks[index]),
             captions=None if captions is None else captions[index],
             label=None if labels is None else (lambda: labels[index]),
+            depth=None if depth is None else (lambda: depth[index]),
+            normals=None if normals is None else (lambda: normals[index]),
+            domain=None if domains is None else domains[index],
         )
 
     fields = sorted({name for group in captions or [] for name in group})

@@ -17,7 +17,18 @@ from distill.evals.registry import TASKS
 from distill.evals.run import check_evaluation, evaluate
 from distill.evals.task import Outcome, Task, TaskOptions
 
-ALL = ["zeroshot_seg", "retrieval", "knn", "linear_patch"]
+ALL: dict[str, dict] = {
+    "zeroshot_seg": {},
+    "zeroshot_cls": {},
+    "retrieval": {},
+    "knn": {},
+    "linear_patch": {},
+    "linear_cls": {"steps": 4},
+    "linear_seg": {"steps": 4},
+    "depth": {"steps": 4},
+    "normals": {"steps": 2, "channels": 4},
+    "instance": {},
+}
 
 
 @pytest.fixture
@@ -31,6 +42,8 @@ def everything(arrays, paint, names):
             [{"web": [f"a {names[np.bincount(g.ravel()).argmax()]}"]} for g in grids],
             [int(np.bincount(g.ravel()).argmax()) for g in grids],
             train=train,
+            depth=[1.0 + np.kron(g, np.ones((4, 4))) for g in grids],
+            normals=[np.tile([0.0, 0.6, 0.8], (16, 16, 1)) for _ in grids],
         )
 
     return make(9, 1, train=make(7, 0))
@@ -39,14 +52,16 @@ def everything(arrays, paint, names):
 def test_all_tasks_share_one_pass_a_split(stub, everything):
     model = stub(torch.eye(5))
     results = evaluate(model, ALL, everything)
-    assert list(results) == ALL == list(TASKS)
+    assert list(results) == list(ALL) == list(TASKS)
     # Nine test images are encoded once for the final tokens and once for this stub's value path.
     assert model.seen == [(7, 3, 16, 16), (9, 3, 16, 16), (9, 3, 16, 16)]
+    assert model.deep == [(7, 0, 1, 2, 3), (9, 0, 1, 2, 3)]
     for name, result in results.items():
         assert result.task == name and result.dataset == "arrays"
         assert result.metrics and result.counts["images"] == 9 and result.seconds > 0
         assert all(isinstance(value, float) for value in result.metrics.values())
-        assert all(0 <= value <= 1 for value in result.metrics.values())
+        shares = {k: v for k, v in result.metrics.items() if not k.startswith(("rmse", "mean_angle", "abs_rel"))}
+        assert shares and all(0 <= value <= 1 for value in shares.values())
         assert set(TASKS[name].headline) & set(result.metrics)
         assert result.protocol["size"] == 16
 
@@ -54,8 +69,8 @@ def test_all_tasks_share_one_pass_a_split(stub, everything):
 def test_together_equals_alone_and_again(stub, everything):
     together = evaluate(stub(torch.eye(5)), ALL, everything)
     for name in ALL:
-        alone = evaluate(stub(torch.eye(5)), {name: {}}, everything)[name]
-        again = evaluate(stub(torch.eye(5)), {name: {}}, everything, batch=2)[name]
+        alone = evaluate(stub(torch.eye(5)), {name: ALL[name]}, everything)[name]
+        again = evaluate(stub(torch.eye(5)), {name: ALL[name]}, everything, batch=2)[name]
         assert alone.metrics == together[name].metrics
         assert again.metrics == pytest.approx(alone.metrics)
 
@@ -106,6 +121,15 @@ def test_autocast_around_evaluation_changes_nothing(everything, stub):
     assert {k: v.metrics for k, v in plain.items()} == {k: v.metrics for k, v in cast.items()}
 
 
+def test_inference_mode_around_evaluation_changes_nothing(everything, stub):
+    model = stub(torch.eye(5))
+    tasks = {name: ALL[name] for name in ("linear_patch", "linear_seg", "depth")}
+    plain = evaluate(model, tasks, everything)
+    with torch.inference_mode():
+        inside = evaluate(model, tasks, everything)
+    assert {k: v.metrics for k, v in plain.items()} == {k: v.metrics for k, v in inside.items()}
+
+
 def test_a_real_model_on_the_scenes(tiny_model):
     results = evaluate(tiny_model.train(), ALL, "scenes:32", 12)
     assert tiny_model.training
@@ -113,7 +137,8 @@ def test_a_real_model_on_the_scenes(tiny_model):
     assert results["zeroshot_seg"].counts["pixels"] == 12 * 32 * 32
     assert results["zeroshot_seg"].protocol["prompts"] == "plain"
     assert results["retrieval"].protocol["field"] == "synthetic"
-    assert evaluate(tiny_model, ALL, "scenes:32", 12)["zeroshot_seg"].metrics == results["zeroshot_seg"].metrics
+    again = evaluate(tiny_model, ALL, "scenes:32", 12)
+    assert {k: v.metrics for k, v in again.items()} == {k: v.metrics for k, v in results.items()}
 
 
 def test_evaluate_by_keywords_groups_equal_datasets(stub, everything):
