@@ -182,11 +182,28 @@ def test_value_path_leaves_the_trunk_and_the_cls_tokens_alone(small):
     images = torch.rand(2, 3, 16, 16)
     before, names = tower(images), list(tower.state_dict())
     by_value = tower(images, values=True)
-    assert torch.equal(by_value.cls, before.cls)
+    torch.testing.assert_close(by_value.cls, before.cls, rtol=0, atol=1e-5)
     assert not torch.allclose(by_value.patches, before.patches, atol=1e-2)
     assert type(tower.trunk.blocks[-1]) is Block
     assert list(tower.state_dict()) == names
     assert torch.equal(tower(images).patches, before.patches)
+
+
+def test_the_value_path_alone_is_that_of_both_paths(small):
+    """Without the patches' attention the last block gives the same CLS tokens and value path, and their gradients."""
+    tower, images = _shaken(small), torch.rand(2, 3, 16, 24)
+    results = []
+    for outputs in (tower(images, values=True), tower.dense(images)):
+        cls, patches = outputs[0], outputs[-1]
+        tower.zero_grad()
+        (cls.square().sum() + patches.sin().sum()).backward()
+        gradients = {name: p.grad.clone() for name, p in tower.named_parameters() if p.grad is not None}
+        results.append((cls, patches, gradients))
+    for one, two in zip(results[0][:2], results[1][:2]):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+    assert results[0][2].keys() == results[1][2].keys()
+    for name, gradient in results[0][2].items():
+        torch.testing.assert_close(gradient, results[1][2][name], rtol=1e-4, atol=1e-4)
 
 
 def test_positions_follow_every_kind_of_update_and_get_gradients(small):
