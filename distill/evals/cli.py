@@ -103,8 +103,7 @@ def main(args: argparse.Namespace) -> int:
     there = run_suite(model, suite.requests, store, samples=samples, size=size, batch=batch)
     results = {label: store.results[label] for label in suite.requests}
     print(opened.facts.line())
-    show_table(results)
-    print("".join(f"{line}\n" for line in beside(opened.facts, results)), end="")
+    show_table(results, beside(opened.facts, results))
     if there:
         print(f"taken from {target}, where they were finished: {', '.join(there)} (--again runs them again)")
     if target is not None:

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
+from typing import Any
 
-from distill.evals.results import TaskResult
 from distill.models.sources.base import SourceFacts
 
+NOT_THE_SAME = ("_slide", "_chance", "_constant")
 _KIND = re.compile(r"\w+")
 
 
@@ -34,32 +35,21 @@ def published(facts: SourceFacts) -> dict[str, list[Published]]:
     return found
 
 
-def beside(facts: SourceFacts, results: Mapping[str, TaskResult]) -> list[str]:
-    """A line for every published number that `results` (by label) measure too: ours, theirs, and where it stands."""
-    lines = []
+def beside(facts: SourceFacts, results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Published]:
+    """The published numbers that `results` (`TaskResult.as_dict` by label) measure too, by label and metric of ours."""
     known = published(facts)
+    found: dict[tuple[str, str], Published] = {}
     for label, result in results.items():
-        kind = _KIND.match(result.dataset)
-        for row in known.get(result.task, ()):
-            if kind is None or row.benchmark != kind[0]:
-                continue
-            ours = {name: value for name, value in result.metrics.items() if _measures(name, row.metric)}
-            listed = ", ".join(f"{name} {_number(value, row)}" for name, value in ours.items())
-            if listed:
-                lines.append(
-                    f"{label} on {row.benchmark}: {listed}; published {_number(row.value, row)} ({row.source})"
-                )
-    return lines
+        kind = _KIND.match(result["dataset"])
+        for row in known.get(result["task"], ()):
+            if kind is not None and row.benchmark == kind[0]:
+                found |= {(label, name): row for name in result["metrics"] if _measures(name, row.metric)}
+    return found
 
 
 def _measures(name: str, metric: str) -> bool:
-    """`i2t_r1_cls2` measures `i2t_r1`; but `miou_value_slide` is not `miou_value`: slid over or seen whole."""
-    return name == metric or (name.startswith(f"{metric}_") and not name.endswith("_slide"))
-
-
-def _number(value: float, row: Published) -> str:
-    in_units = row.task in ("depth", "normals")
-    return f"{value:.3g}" if in_units else f"{100 * value:.1f} %"
+    """`i2t_r1_cls2` measures `i2t_r1`; but `miou_value_slide` is not `miou_value`, and a trivial answer is no model."""
+    return name == metric or (name.startswith(f"{metric}_") and not name.endswith(NOT_THE_SAME))
 
 
 @lru_cache

@@ -14,10 +14,16 @@ from distill.evals.registry import find_task
 
 if TYPE_CHECKING:
     from distill.evals.compare import Line
+    from distill.evals.published import Published
 
 
-def show_table(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Prints the headline metrics of each result (`TaskResult.as_dict`), by label."""
+def show_table(
+    results: Mapping[str, Mapping[str, Any]], paper: Mapping[tuple[str, str], Published] | None = None
+) -> None:
+    """Prints the headline metrics of each result (`TaskResult.as_dict`), by label.
+
+    `paper`: published numbers of the same model by label and metric; where there are any, they get a column.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -25,13 +31,19 @@ def show_table(results: Mapping[str, Mapping[str, Any]]) -> None:
     for heading in ("task", "dataset", "metric"):
         table.add_column(heading, overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
+    if paper:
+        table.add_column("paper", justify="right", no_wrap=True)
+        table.caption = "paper: " + "; ".join(sorted({row.source for row in paper.values()}))
     for label, result in results.items():
         task = find_task(result["task"])
         names = [name for name in task.headline if name in result["metrics"]]
         for row, name in enumerate(names):
             first = (label, f"{result['dataset']}, {result['counts']['images']} images") if row == 0 else ("", "")
-            value = figure(result["metrics"][name], task.units.get(name))
-            table.add_row(*first, name, value, end_section=row == len(names) - 1)
+            values = [figure(result["metrics"][name], task.units.get(name))]
+            if paper:
+                known = paper.get((label, name))
+                values.append("" if known is None else figure(known.value, task.units.get(name)))
+            table.add_row(*first, name, *values, end_section=row == len(names) - 1)
     Console().print(table)
 
 

@@ -219,3 +219,25 @@ def test_the_hash_follows_the_weights(tiny_model):
     with torch.no_grad():
         next(tiny_model.parameters()).view(-1)[0] += 1
     assert model_hash(tiny_model) != before
+
+
+def test_the_papers_numbers_have_a_column_where_there_are_any(capsys):
+    from distill.evals.published import Published
+    from distill.evals.report import show_table
+    from distill.evals.results import TaskResult
+
+    metrics = {"miou_value": 0.2312, "miou_chance": 0.01}
+    results = {
+        "zeroshot_seg@ade": TaskResult("zeroshot_seg", "ade20k validation", metrics, {}, {"images": 7}, 1.0).as_dict(),
+        "depth": TaskResult("depth", "nyuv2 test", {"rmse": 0.3456}, {}, {"images": 7}, 1.0).as_dict(),
+    }
+    show_table(results)
+    assert "paper" not in (plain := capsys.readouterr().out)
+    assert "23.1 %" in plain and "0.346 m" in plain
+    rows = {
+        ("zeroshot_seg@ade", "miou_value"): Published("zeroshot_seg", "ade20k", "miou_value", 0.247, "table 5"),
+        ("depth", "rmse"): Published("depth", "nyuv2", "rmse", 0.339, "table 15"),
+    }
+    show_table(results, rows)
+    printed = capsys.readouterr().out
+    assert "24.7 %" in printed and "0.339 m" in printed and "paper: table 15; table 5" in printed

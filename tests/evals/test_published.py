@@ -20,8 +20,8 @@ FACTS = SourceFacts(
 )  # fmt: skip
 
 
-def result(task: str, dataset: str, **metrics: float) -> TaskResult:
-    return TaskResult(task, dataset, metrics, {}, {}, 0.0)
+def result(task: str, dataset: str, **metrics: float) -> dict:
+    return TaskResult(task, dataset, metrics, {}, {}, 0.0).as_dict()
 
 
 def test_a_released_model_has_the_papers_numbers():
@@ -42,17 +42,21 @@ def test_every_released_model_has_some():
 
 def test_ours_stand_beside_theirs_on_the_same_benchmark_only():
     results = {
-        "zeroshot_seg": result("zeroshot_seg", "ade20k val", miou_value=0.2312, miou_value_slide=0.24, miou_final=0.1),
+        "zeroshot_seg@ade": result(
+            "zeroshot_seg", "ade20k val", miou_value=0.2312, miou_value_slide=0.24, miou_final=0.1
+        ),
         "retrieval": result("retrieval", "folder:/data/flickr30k", i2t_r1_cls2=0.9),
-        "depth": result("depth", "nyuv2 test", rmse=0.3456),
+        "depth": result("depth", "nyuv2 test", rmse=0.3456, rmse_constant=1.2),
+        "knn": result("knn", "imagenet val", top1_cls1=0.8, top1_constant=0.001),
     }
-    lines = beside(FACTS, results)
-    assert lines == [
-        "zeroshot_seg on ade20k: miou_value 23.1 %; published 24.7 % (TIPSv2, arXiv 2604.12012, table 15)",
-        "zeroshot_seg on ade20k: miou_value_slide 24.0 %; published 25.1 % (TIPSv2, arXiv 2604.12012, table 8)",
-        "depth on nyuv2: rmse 0.346; published 0.339 (TIPSv2, arXiv 2604.12012, table 15)",
-    ]
-    assert beside(replace(FACTS, variant=None), results) == []
+    found = {key: (row.value, row.source[-8:]) for key, row in beside(FACTS, results).items()}
+    assert found == {
+        ("zeroshot_seg@ade", "miou_value"): (0.247, "table 15"),
+        ("zeroshot_seg@ade", "miou_value_slide"): (0.251, " table 8"),
+        ("depth", "rmse"): (0.339, "table 15"),
+        ("knn", "top1_cls1"): (0.825, "table 15"),
+    }
+    assert beside(replace(FACTS, variant=None), results) == {}
 
 
 def test_the_table_is_whole():
@@ -64,3 +68,16 @@ def test_the_table_is_whole():
         assert len(keys) == len(set(keys))
         for row in rows:
             assert 0 < row["value"] < (100 if row["task"] == "normals" else 1)
+
+
+def test_every_number_is_of_a_benchmark_and_a_metric_that_there_are():
+    from importlib import resources
+
+    from distill.evals.datasets.catalogue import BENCHMARKS
+    from distill.evals.published import _measures
+    from distill.evals.registry import find_task
+
+    for rows in json.loads(resources.files("distill.evals").joinpath("published.json").read_text()).values():
+        for row in rows:
+            assert row["benchmark"] in BENCHMARKS
+            assert any(_measures(name, row["metric"]) for name in find_task(row["task"]).headline), row
