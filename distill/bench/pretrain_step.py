@@ -5,7 +5,7 @@ step from lightly's public blocks (see `distill/bench/lightly_step.py`): a momen
 every view, whole matrices of prototype logits. Both start from the same weights and see the same batch, and their
 losses are checked to be the same before anything is timed. The first rows compare like with like, both in fp32 or both
 under bf16 autocast; the last ones compare what `train.precision: auto` picks here with the plain fp32 step. One CPU
-thread; memory is what a process takes above its models, optimiser state included.
+thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from distill.bench import ours
 from distill.bench.lightly_step import LightlyStep, prepare_step
-from distill.bench.measure import interleave, peak_memory, use_threads
+from distill.bench.measure import interleave, use_threads
 from distill.bench.rows import Row, less, more
 from distill.config.schema import Config
 from distill.training.run import cpu_multiplies_bf16
@@ -61,31 +61,26 @@ def prepare(kind: str, precision: str, quick: bool) -> Callable[[], Any]:
     return lambda: ours.one_step(state, batch)
 
 
-def two_steps(kind: str, precision: str, quick: bool) -> Callable[[], Any]:
-    """Two of them: the second has gradients and optimiser state in memory from the start."""
-    step = prepare(kind, precision, quick)
-    return lambda: (step(), step())
+def compared() -> tuple[list[str], list[tuple[str, str]]]:
+    """The precisions that make sense on this CPU, and which of ours meets which of lightly's."""
+    precisions = ["fp32", "bf16"] if cpu_multiplies_bf16() else ["fp32"]
+    return precisions, [(p, p) for p in precisions] + [(p, "fp32") for p in precisions[1:]]
+
+
+def label(mine: str, theirs: str) -> str:
+    return f"both in {mine}" if mine == theirs else f"ours in {mine}, lightly in {theirs}"
 
 
 def measure(quick: bool) -> list[Row]:
-    precisions = ["fp32", "bf16"] if cpu_multiplies_bf16() else ["fp32"]
-    kinds = [(kind, precision) for precision in precisions for kind in ("ours", "lightly")]
+    precisions, pairs = compared()
     with use_threads(1):
-        steps = {pair: prepare(*pair, quick) for pair in kinds}
+        steps = {(kind, p): prepare(kind, p, quick) for p in precisions for kind in ("ours", "lightly")}
         check_agreement(float(steps["ours", "fp32"]()), float(steps["lightly", "fp32"]()))
         time = interleave(steps, rounds=1 if quick else 3)
-    del steps
-    memory = {pair: peak_memory(two_steps, *pair, quick, fresh=not quick) for pair in kinds}
     rows: list[Row] = []
-    pairs = [(p, p) for p in precisions] + [(p, "fp32") for p in precisions[1:]]
     for mine, theirs in pairs:
-        what = f"both in {mine}" if mine == theirs else f"ours in {mine}, lightly in {theirs}"
-        a, b = time["ours", mine], time["lightly", theirs]
-        rows += [
-            more(what, 1 / a.wall, 1 / b.wall, "steps/s"),
-            less(what, a.cpu, b.cpu, "s of CPU a step"),
-            less(what, memory["ours", mine], memory["lightly", theirs], "MiB at the peak"),
-        ]
+        what, a, b = label(mine, theirs), time["ours", mine], time["lightly", theirs]
+        rows += [more(what, 1 / a.wall, 1 / b.wall, "steps/s"), less(what, a.cpu, b.cpu, "s of CPU a step")]
     return rows
 
 

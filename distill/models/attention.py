@@ -1,8 +1,8 @@
 """Self-attention of the towers: several groups of sequences in one pass, by the kernel that is fastest where it runs.
 
-On a CPU, PyTorch's fused attention has a slow backward pass for the short sequences of this field, above all in bf16
-(`distill bench attention`): there, up to `PLAIN_UP_TO` tokens, attention is three matrix products and a softmax that
-keeps its result. Longer sequences, other devices and dropout take the fused one.
+In bf16 on a CPU, PyTorch's fused attention has a slow backward pass: `distill bench attention` measured 2 to 10 times
+the time of plain matrix products up to `PLAIN_UP_TO` tokens, where holding their N x N weights is affordable. In fp32,
+for longer sequences, with dropout and on other devices the fused kernel is the faster one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-PLAIN_UP_TO = 512  # tokens, on a CPU
+PLAIN_UP_TO = 512  # tokens, in bf16 on a CPU
 
 
 class Layout(NamedTuple):
@@ -63,7 +63,8 @@ def attend(qkv: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Ten
 
     `mask`: bool, broadcast to `[B, H, N, N]`, False where a key is not seen; `dropout`: of the attention weights.
     """
-    if qkv.device.type == "cpu" and qkv.shape[1] <= PLAIN_UP_TO and dropout == 0:
+    rounded = qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16
+    if rounded and qkv.shape[1] <= PLAIN_UP_TO and dropout == 0:
         return attend_plain(qkv, mask)
     return attend_fused(qkv, mask, dropout)
 

@@ -33,14 +33,19 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda qkv: attend_plain(qkv, mask), _qkv(2, 3, 3, 1, 2))
 
 
-def test_the_kernel_is_chosen_by_length_and_dropout(monkeypatch):
+def test_the_kernel_is_chosen_by_precision_length_and_dropout(monkeypatch):
     used = []
     monkeypatch.setattr(attention, "attend_plain", lambda *_: used.append("plain"))
     monkeypatch.setattr(attention, "attend_fused", lambda *_: used.append("fused"))
-    for tokens, dropout in ((512, 0.0), (513, 0.0), (4, 0.1)):
-        attend(torch.empty(1, tokens, 3, 1, 1), None, dropout)
-    attend(torch.empty(1, 4, 3, 1, 1, device="meta"))  # stands for any device that is no CPU
-    assert used == ["plain", "fused", "fused", "fused"]
+    for tokens, dtype, dropout in (
+        (512, "bfloat16", 0.0),
+        (513, "bfloat16", 0.0),
+        (4, "bfloat16", 0.1),
+        (4, "float32", 0),
+    ):
+        attend(torch.empty(1, tokens, 3, 1, 1, dtype=getattr(torch, dtype)), None, dropout)
+    attend(torch.empty(1, 4, 3, 1, 1, device="meta", dtype=torch.bfloat16))  # stands for any device that is no CPU
+    assert used == ["plain", "fused", "fused", "fused", "fused"]
 
 
 @pytest.fixture

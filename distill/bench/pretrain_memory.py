@@ -1,0 +1,27 @@
+"""Memory of the steps of `pretrain_step`: what a process takes above its weights.
+
+Activations, gradients, optimiser state and buffers at the peak of a second step, when gradients and optimiser state are
+there from the start. Weights do not count; those of the reference are more, as its teacher has a trunk of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from distill.bench.measure import peak_memory
+from distill.bench.pretrain_step import compared, label, prepare
+from distill.bench.rows import Row, less
+
+
+def two_steps(kind: str, precision: str, quick: bool) -> Callable[[], Any]:
+    """A call that takes two steps."""
+    step = prepare(kind, precision, quick)
+    return lambda: (step(), step())
+
+
+def measure(quick: bool) -> list[Row]:
+    precisions, pairs = compared()
+    kinds = [(kind, p) for p in precisions for kind in ("ours", "lightly")]
+    memory = {pair: peak_memory(two_steps, *pair, quick, fresh=not quick) for pair in kinds}
+    return [less(label(m, t), memory["ours", m], memory["lightly", t], "MiB at the peak") for m, t in pairs]
