@@ -59,7 +59,7 @@ def measure(quick: bool) -> list[Row]:
         counts = count_models(config)
         cost = step_cost(config, counts, "fp32")
         with use_threads(1):
-            took = interleave({"step": started(config)}, rounds=1 if quick else 5, warmup=2).pop("step").cpu
+            took = interleave({"step": started(config)}, rounds=1 if quick else 3, warmup=2).pop("step").cpu
             planned = sum(cpu_seconds(config, counts, cost.passes, "fp32", clock=time.process_time).values())
         rows.append(deviation(f"{name}: step", planned, took, "s of CPU"))
         rose = peak_memory(prepare_run, name, fresh=not quick)

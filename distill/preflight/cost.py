@@ -12,6 +12,7 @@ from distill.config.schema import Config, HeadsConfig
 from distill.models.arch import Arch
 from distill.preflight.counts import Counts, Model
 from distill.preflight.memory import Layout, step_memory
+from distill.training.negatives import needs_features
 
 GIB = 1 << 30
 REFERENCE_FLOPS = 4e14  # a current data-centre GPU in bf16 at about 40 % of its peak
@@ -66,6 +67,9 @@ def encoder_passes(config: Config, counts: Counts) -> list[Pass]:
             passes.append(Pass(model.name, "locals", views.locals, local, model.trains_image))
         if objective.contrastive.weight > 0:
             passes.append(Pass(model.name, "text", model.cls_tokens, counts.text_tokens, model.trains_text))
+        if needs_features(config):  # a first pass without gradient, for the contrast over all micro-batches
+            passes.append(Pass(model.name, "clean", 1, clean, False))
+            passes.append(Pass(model.name, "text", model.cls_tokens, counts.text_tokens, False))
     if config.teacher.mode == "ema" and distils:
         student = counts.models[0]
         tokens = (views.global_size // student.arch.patch) ** 2 + student.cls_tokens

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from distill.config.schema import Config
 from distill.models.arch import Arch
+from distill.models.attention import PLAIN_UP_TO
 from distill.objectives.prototypes import CHUNK_BYTES, CHUNK_ROWS
 from distill.preflight.counts import Counts, Model
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from distill.preflight.cost import Pass
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of an activation
+LIBRARIES = 48.0 * (1 << 20)  # what a CPU step takes besides: thread pools, compiled kernels; measured on tiny recipes
 CHECKPOINTING = ("none", "selective", "full")
 
 
@@ -52,15 +54,17 @@ def step_memory(
         "heads and losses": _heads(config, counts, images, precision),
         "views": _views(config, images),
         "working space": _working(config, counts, passes, images, precision, layout),
+        "libraries": LIBRARIES if config.train.accelerator == "cpu" else 0.0,
     }
 
 
-def kept_bytes(arch: Arch, text: bool, precision: str, checkpointing: str = "none") -> float:
+def kept_bytes(arch: Arch, text: bool, precision: str, checkpointing: str = "none", plain: int = 0) -> float:
     """Bytes kept for the backward pass by one block for one token.
 
     Inputs of the two norms (2 D, fp32), of the four matrix products (3 D and the hidden layer) and of attention (q, k
-    and v: 3 D; its output is counted already); the hidden layer before its activation too, thrice with a gate, not
-    with ReLU. `full` checkpointing keeps the block's input alone, `selective` what products and attention give.
+    and v: 3 D); the hidden layer before its activation too, thrice with a gate, not with ReLU. Fused attention keeps
+    its output (D) before the views are joined; plain attention over `plain` tokens (0: fused) keeps its weights.
+    `full` checkpointing keeps the block's input alone, `selective` what products and attention give.
     """
     low, width = BYTES[precision], arch.width
     hidden, before = (arch.text_mlp, 0) if text else (arch.mlp, 3 if arch.ffn == "swiglu" else 1)
@@ -68,7 +72,14 @@ def kept_bytes(arch: Arch, text: bool, precision: str, checkpointing: str = "non
         return 4.0 * width
     if checkpointing == "selective":
         return 4.0 * width + low * (6 * width + max(1, before - 1) * hidden)
-    return 8.0 * width + low * (6 * width + (1 + before) * hidden)
+    attention = arch.heads * plain if plain else width
+    return 8.0 * width + low * (6 * width + attention + (1 + before) * hidden)
+
+
+def plain_tokens(config: Config, text: bool, tokens: int) -> int:
+    """`tokens` where attention over them is not fused, else 0: short sequences on a CPU, without dropout."""
+    dropout = config.text.dropout if text else 0.0
+    return tokens if config.train.accelerator == "cpu" and tokens <= PLAIN_UP_TO and not dropout else 0
 
 
 def _activations(
@@ -81,7 +92,8 @@ def _activations(
         if one.trained:
             model, text = models[one.model], one.what == "text"
             depth = (config.text.layers or model.arch.text_layers) if text else model.depth
-            per_token = kept_bytes(model.arch, text, precision, layout.checkpointing) * depth
+            plain = plain_tokens(config, text, one.tokens)
+            per_token = kept_bytes(model.arch, text, precision, layout.checkpointing, plain) * depth
             kept += images * one.sequences * one.tokens * (per_token + 8.0 * model.arch.width)  # embedding, last norm
     return kept
 
@@ -90,7 +102,7 @@ def _heads(config: Config, counts: Counts, images: int, precision: str) -> float
     """Hidden layers of the heads, prototypes turned to unit length, and what the losses hold."""
     heads, objective = config.heads, config.objective
     size, low = 4.0 * heads.prototypes, BYTES[precision]
-    kept = 0.0
+    kept: float = 0.0
     for model in (m for m in counts.models if m.role != "teacher (frozen)"):
         patches = _patches(config, model) if objective.patch.weight > 0 else 0
         on_prototypes = patches if objective.patch.target == "prototypes" else 0

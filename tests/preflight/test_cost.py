@@ -106,6 +106,15 @@ def test_each_switch_adds_its_pass():
     assert passes(**{"captions.cls2": []}) == [("clean", 1, 65), ("text", 1, 16)]
 
 
+def test_contrast_over_micro_batches_takes_a_first_pass_without_gradient():
+    def first(**changes) -> list[tuple[str, int]]:
+        _, cost = plan("tiny/8", 64, **changes)
+        return [(p.what, p.tokens) for p in cost.passes if not p.trained]
+
+    assert first(**{"train.accumulate": 2}) == [("clean", 66), ("text", 16)]
+    assert first() == first(**{"train.accumulate": 2, "objective.contrastive.negatives": "micro"}) == []
+
+
 def test_a_teacher_without_gradient_costs_a_third():
     def flops(mode: str) -> float:
         changes = {"teacher.mode": mode, "objective.patch.weight": 2, "objective.contrastive.weight": 0}

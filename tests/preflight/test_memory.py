@@ -34,14 +34,14 @@ def test_a_block_keeps_what_autograd_keeps(name, text, precision):
     arch = parse_arch(name)
     tower = TextTower(arch, 2, 2, 1) if text else VisionTower(arch, depth=2, position_grid=1).trunk
     found = kept_by(nn.Sequential(*tower.blocks), arch.width, precision)
-    assert 2 * BATCH * TOKENS * kept_bytes(arch, text, precision) == pytest.approx(found, rel=0.02)
+    assert 2 * BATCH * TOKENS * kept_bytes(arch, text, precision, plain=TOKENS) == pytest.approx(found, rel=0.02)
 
 
 def test_a_gated_block_keeps_its_hidden_layer_four_times():
     arch = replace(parse_arch("tiny/8"), ffn="swiglu")
     tower = VisionTower(arch, depth=2, position_grid=1).trunk
     found = kept_by(nn.Sequential(*tower.blocks), arch.width, "fp32")
-    assert 2 * BATCH * TOKENS * kept_bytes(arch, False, "fp32") == pytest.approx(found, rel=0.02)
+    assert 2 * BATCH * TOKENS * kept_bytes(arch, False, "fp32", plain=TOKENS) == pytest.approx(found, rel=0.02)
 
 
 def test_checkpointing_keeps_less_and_works_more():
@@ -54,6 +54,16 @@ def test_checkpointing_keeps_less_and_works_more():
 def memory(layout: Layout | None = None, **changes) -> dict[str, float]:
     config, _ = plan("tiny/8", 64, **{"objective.patch.weight": 2, **changes})
     return step_cost(config, count_models(config), "fp32", layout).memory
+
+
+def test_attention_on_a_cpu_keeps_its_weights_where_it_is_plain():
+    arch = parse_arch("tiny/8")
+    plain, fused = kept_bytes(arch, False, "fp32", plain=66), kept_bytes(arch, False, "fp32")
+    assert plain - fused == 4 * (arch.heads * 66 - arch.width)
+    anywhere, on_cpu = memory(), memory(**{"train.accelerator": "cpu", "text.dropout": 0.1})
+    images = 4 * 2 * (66 + 66) * (plain - fused)  # images x blocks x tokens of the clean and the masked view
+    texts = on_cpu["activations"] - anywhere["activations"] - images
+    assert texts < 0  # trimmed to the captions, their attention fused because of dropout
 
 
 def test_spreading_divides_what_is_trained():
