@@ -330,7 +330,9 @@ def test_resolved_text_is_a_recipe_with_the_same_values(write, name):
     assert asdict(again.config) == asdict(config)
 
 
-TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=20)
+TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), max_size=20).map(
+    lambda text: text.replace("${", "$")  # a reference to another key
+)
 
 
 @given(
@@ -340,7 +342,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), ma
     project=TEXT,
 )
 def test_any_value_survives_being_written_and_read(tmp_path_factory, lr, seed, fields, project):
-    values = {"optim.lr": lr, "seed": seed, "captions.cls1": fields, "log.wandb": project.replace("${", "$")}
+    values = {"optim.lr": lr, "seed": seed, "captions.cls1": fields, "log.wandb": project}
     base = {"data.source": "shards", "data.shards": "x.tar"}
     path = tmp_path_factory.getbasetemp() / "roundtrip.yaml"
     path.write_text("# empty\n", encoding="utf-8")
