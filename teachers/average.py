@@ -5,13 +5,22 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from distill.models.sharding import here, is_sharded, placed_like
+
 
 @torch.no_grad()
 def follow(average: nn.Module, source: nn.Module, momentum: float) -> None:
-    """average <- momentum * average + (1 - momentum) * source, for parameters; buffers are copied."""
+    """average <- momentum * average + (1 - momentum) * source, for parameters; buffers are copied.
+
+    Either may be spread over ranks (then collective): each rank moves the slices that its average holds.
+    """
     mine: list[torch.Tensor] = list(average.parameters())
     theirs = [p.detach() for p in source.parameters()]
-    torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
+    if any(map(is_sharded, mine + theirs)):
+        for own, other in zip(mine, theirs):  # one at a time: some are gathered whole
+            here(own).lerp_(here(placed_like(other, own)), 1.0 - momentum)
+    else:
+        torch._foreach_lerp_(mine, theirs, 1.0 - momentum)
     for own, other in zip(average.buffers(), source.buffers()):
         own.copy_(other)
 

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from distill.config.schema import ObjectiveConfig
+from distill.errors import UserError
 from distill.models.vision import ImageOutput
 from teachers.targets import TargetHeads, Targets
 
@@ -58,6 +59,10 @@ class Teacher(ABC):
     def modules(self) -> dict[str, nn.Module]:
         """What the teacher holds besides the student's own modules."""
         return {} if self.heads is None else {"heads": self.heads}
+
+    def shard(self, mesh: Any) -> None:
+        """Spreads the towers that are the teacher's own over the ranks of `mesh`; heads and centres stay whole."""
+        raise UserError(f"teacher.shard: with teacher.mode {self.mode} the teacher has no towers of its own.")
 
     def to(self, device: Any) -> Teacher:
         for module in self.modules().values():

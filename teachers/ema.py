@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from distill.config.schema import ObjectiveConfig
 from distill.models.joint_heads import Heads
+from distill.models.sharding import shard
 from distill.models.vision import ImageOutput, VisionTower
 from teachers import average
 from teachers.base import Teacher
@@ -45,6 +47,9 @@ class EmaTeacher(Teacher):
         assert self.heads is not None
         average.follow(self.trunk, self.student_trunk, momentum)
         average.follow(self.heads.heads, self.student_heads, momentum)
+
+    def shard(self, mesh: Any) -> None:
+        shard(self.trunk, mesh, keep_root=False)
 
     def modules(self) -> dict[str, nn.Module]:
         return {**super().modules(), "trunk": self.trunk}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.config.schema import ObjectiveConfig
+from distill.models.sharding import shard
 from distill.models.vision import ImageOutput
 from teachers.base import Teacher
 from teachers.meeting import Meeting, resize_images, resize_patches
@@ -66,6 +67,11 @@ class FrozenTeacher(Teacher):
         assert self.heads is not None
         if self.heads.feature_norm is not None:
             self.heads.feature_norm.tick(center_momentum)
+
+    def shard(self, mesh: Any) -> None:
+        for tower in (self.model.image, self.model.text):
+            if tower is not None:
+                shard(tower, mesh, keep_root=False)
 
     def modules(self) -> dict[str, nn.Module]:
         return {**super().modules(), "model": self.model}

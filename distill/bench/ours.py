@@ -13,7 +13,8 @@ from distill.config.schema import Config
 from distill.data.failures import Failures
 from distill.training.assemble import assemble
 from distill.training.loop import TrainState, optimiser_step
-from distill.training.run import PRECISIONS, training_state
+from distill.training.run import training_state
+from distill.training.strategy import PRECISIONS
 from distill.views.batch import Batch
 from distill.views.masks import draw_mask
 

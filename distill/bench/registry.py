@@ -29,6 +29,8 @@ BENCHMARKS: dict[str, tuple[str, str]] = {  # name: (module, one line)
         "distill.bench.zeroshot_seg",
         "zero-shot segmentation, as the published notebook or as here",
     ),
+    "contrast": ("distill.bench.contrast", "image-text contrast over a large batch, in parts or whole"),
+    "checkpointing": ("distill.bench.checkpointing", "activation checkpointing: memory saved, time spent"),
 }
 
 

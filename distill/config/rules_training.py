@@ -78,6 +78,25 @@ def hardware(config: Config) -> Iterator[Finding]:
         yield Finding(("train.precision", "train.accelerator"), text)
 
 
+def strategy(config: Config) -> Iterator[Finding]:
+    train, mode = config.train, config.teacher.mode
+    if train.strategy == "fsdp" and config.optim.name == "adafactor":
+        text = "train.strategy: fsdp, but adafactor's statistics go over rows and columns of whole matrices"
+        yield Finding(("train.strategy", "optim.name"), f"{text}; use optim.name=adamw or train.strategy=ddp")
+    if train.strategy == "fsdp" and train.precision == "fp16":
+        text = "train.strategy: fsdp cannot scale the loss for fp16"
+        yield Finding(("train.strategy", "train.precision"), f"{text}; use train.precision=bf16 or fp32")
+    if config.teacher.shard and mode not in ("frozen", "ema"):
+        text = f"teacher.shard: only used with teacher.mode frozen or ema (it is {mode}), which has its own towers"
+        yield Finding(("teacher.shard", "teacher.mode"), f"{text}; set teacher.shard=false")
+    elif config.teacher.shard and mode == "frozen" and config.eval.tasks:
+        text = "teacher.shard: a sharded frozen teacher is left out of live evaluations; see it with distill eval"
+        yield Finding(("teacher.shard", "eval.tasks"), text, warning=True)
+    for key, used in (("train.strategy", train.strategy == "fsdp"), ("teacher.shard", config.teacher.shard)):
+        if used and train.devices == 1:
+            yield Finding((key, "train.devices"), f"{key}: nothing to spread with train.devices=1", warning=True)
+
+
 def name(config: Config) -> Iterator[Finding]:
     bad = [c for c in config.name if c in '/\\:*?"<>|' or c.isspace()]
     if bad or config.name in (".", "..") or config.name.startswith("-"):
@@ -100,4 +119,4 @@ def live_evals(config: Config) -> Iterator[Finding]:
             yield Finding(("eval.settings",), f"{text} ({', '.join(tasks) or 'none'})")
 
 
-RULES = (weights, temperatures, batch, optimiser, hardware, name, live_evals)
+RULES = (weights, temperatures, batch, optimiser, hardware, strategy, name, live_evals)

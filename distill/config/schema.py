@@ -166,6 +166,10 @@ class TeacherConfig:
     depth: int | None = opt(None, "with cotrained: number of blocks (null: the size's own)", low=1)
     tokens: str = opt("masked", "with cotrained: tokens supervised in its own pretraining", choices=TOKENS)
     lr: float | None = opt(None, "with cotrained: its own peak learning rate (null: optim.lr)", above=0)
+    shard: bool = opt(
+        False,
+        "with frozen or ema: spread its towers over ranks, gathered block by block (false: each rank holds all)",
+    )
     momentum: MomentumConfig = opt(MomentumConfig, "schedule of the average")
     cache: CacheConfig = opt(CacheConfig, "targets kept on disk")
 
@@ -284,7 +288,19 @@ class TrainConfig:
         "auto", "auto: bf16 where the hardware has it, else fp32", choices=("auto", "fp32", "bf16", "fp16")
     )
     accelerator: str = opt("auto", "device kind", choices=("auto", "cpu", "cuda"))
-    devices: int = opt(1, "processes (one per GPU, or CPU processes over gloo)", low=1)
+    devices: int = opt(1, "processes over all machines (one per GPU, or CPU processes over gloo)", low=1)
+    strategy: str = opt(
+        "auto",
+        "with several devices: ddp: each holds all weights and optimiser state; fsdp: they are spread over the devices "
+        "and gathered block by block; auto: ddp",
+        choices=("auto", "ddp", "fsdp"),
+    )
+    checkpointing: str = opt(
+        "none",
+        "activations made again in the backward pass instead of kept: none; full: all inside a block; selective: all "
+        "but matrix products and attention",
+        choices=("none", "full", "selective"),
+    )
     threads: int | None = opt(None, "CPU threads per process (null: cores / processes)", low=1)
     checkpoint_every: int = opt(1000, "steps between checkpoints", low=1)
     keep: int = opt(2, "checkpoints kept", low=1)

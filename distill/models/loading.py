@@ -1,7 +1,8 @@
 """Reading models back: exported files, training checkpoints and run folders.
 
 An exported model is `{"format": "everypatch-model", "spec": ..., "weights": ...}`. A training checkpoint has, among its
-other state, `{"students": {name: {"spec": ..., "weights": ...}}}`. A run folder is read at its newest checkpoint.
+other state, `{"students": {name: {"spec": ..., "weights": ...}}}`. A run folder is read at its newest checkpoint, which
+may be a file or, of a run whose weights were spread over ranks, a folder of shards: both read the same.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 import torch
 
 from distill.errors import UserError, unknown
+from distill.models import shard_files
 from distill.models.pair import ImageTextModel
 
 FORMAT = "everypatch-model"
 SPARE = ".ema"  # after a student's name: its spare average
-_STEP = re.compile(r"step_(\d+)\.pt")
+_STEP = re.compile(r"step_(\d+)(\.pt)?")
 
 
 def load_model(path: str | Path) -> ImageTextModel:
@@ -54,9 +56,9 @@ def pack_model(model: ImageTextModel) -> dict[str, Any]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """`path` itself if it is a file; for a run folder its newest `checkpoints/step_*.pt`."""
+    """`path` itself if it is a checkpoint (a file, or a folder of shards); for a run folder its newest one."""
     path = Path(path).expanduser()
-    if path.is_file():
+    if path.is_file() or shard_files.is_sharded_checkpoint(path):
         return path
     if not path.is_dir():
         raise UserError(f"No run or checkpoint at {path}. Give a run's folder, or a .pt file.")
@@ -68,17 +70,31 @@ def find_checkpoint(path: str | Path) -> Path:
     return steps[max(steps)]
 
 
-def read_checkpoint(file: Path) -> dict[str, Any]:
-    """The file's dictionary, tensors mapped from disk on CPU; no code in the file is run."""
+def checkpoint_files(checkpoint: Path) -> list[Path]:
+    """The files that a checkpoint consists of: itself, or its shards."""
+    return sorted(checkpoint.iterdir()) if checkpoint.is_dir() else [checkpoint]
+
+
+def read_checkpoint(
+    file: Path, optimizers: bool = False, like: shard_files.Like = lambda place: None
+) -> dict[str, Any]:
+    """The checkpoint's dictionary, tensors mapped from disk on CPU; no code in the file is run.
+
+    Of a folder of shards tensors are read, not mapped, and the optimisers' state only when asked. `like`: for each
+    place in the dictionary a sharded tensor where this rank needs only its slice, else None.
+    """
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if file.is_dir():
+            content = shard_files.read(file, like, optimizers)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UserError(f"No checkpoint at {file}.") from None
     except Exception as error:  # the unpickler and the zip reader raise many types for a damaged or foreign file
         raise UserError(f"Cannot read {file}: it is truncated, damaged or not a checkpoint of ours.") from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a checkpoint of ours: it holds a {type(content).__name__}.")
-    return content
+    return shard_files.place(content, like)
 
 
 def entry_of(content: dict[str, Any], name: str | None, origin: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from distill.config.schema import Config
 from distill.models.arch import Arch
 from distill.models.attention import PLAIN_UP_TO
+from distill.objectives.contrastive import PART_BYTES
 from distill.objectives.prototypes import CHUNK_BYTES, CHUNK_ROWS
 from distill.preflight.counts import Counts, Model
 
@@ -35,21 +36,23 @@ class Layout:
     @classmethod
     def of(cls, config: Config) -> Layout:
         """The layout that the recipe asks for."""
-        return cls()
+        train = config.train
+        return cls(train.devices if train.strategy == "fsdp" else 1, train.checkpointing)
 
 
 def step_memory(
     config: Config, counts: Counts, passes: Sequence[Pass], images: int, precision: str, layout: Layout
 ) -> dict[str, float]:
     """Bytes by part, at the end of the forward pass of `images` images, where they are most."""
-    spread = layout.spread
+    spread, teacher = layout.spread, config.teacher
+    towers = config.train.devices if teacher.shard else 1  # devices that share the teacher's
     low = 0.0 if precision == "fp32" else 2.0  # autocast keeps a copy of every trained matrix until the backward pass
     return {
-        "weights": 4.0 * (counts.trained / spread + counts.frozen),
+        "weights": 4.0 * (counts.trained / spread + counts.frozen / (towers if teacher.mode == "frozen" else 1)),
         "gradients": 4.0 * counts.trained / spread,
         "optimiser": (8.0 if config.optim.name == "adamw" else 0.1) * counts.trained / spread,
-        "averaged copies": 4.0 * counts.averaged,
-        "low-precision copies": low * counts.trained / spread,
+        "averaged copies": 4.0 * counts.averaged / (towers if teacher.mode == "ema" else 1),
+        "low-precision copies": low * counts.trained,  # whole on every device, however weights are spread
         "activations": _activations(config, counts, passes, images, precision, layout),
         "heads and losses": _heads(config, counts, images, precision),
         "views": _views(config, images),
@@ -116,8 +119,8 @@ def _heads(config: Config, counts: Counts, images: int, precision: str) -> float
     if objective.cls.weight > 0:
         kept += 2 * images * size  # the teacher's CLS logits and targets
     if objective.contrastive.weight > 0:
-        pairs = 4.0 * images * images * config.train.devices
-        kept += 4 * pairs * sum(m.cls_tokens for m in counts.models if m.role != "teacher (frozen)")
+        kind = "cpu" if config.train.accelerator == "cpu" else "cuda"
+        kept += 4 * min(4.0 * images**2, PART_BYTES[kind])  # similarities are made in parts
     return kept + _prototype_matrices(config, counts, images)
 
 

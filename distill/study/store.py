@@ -59,7 +59,9 @@ def is_done(result: Mapping[str, Any] | None, cell: Cell, evaluation: Mapping[st
 
 def has_weights(folder: Path) -> bool:
     """Whether a cell still holds a checkpoint of its run."""
-    return any((folder / RUN / "checkpoints").glob("*.pt"))
+    from distill.training.checkpoint import existing
+
+    return bool(existing(folder / RUN / "checkpoints"))
 
 
 def index_results(runs: Path) -> dict[str, list[Path]]:

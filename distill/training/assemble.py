@@ -66,7 +66,7 @@ def assemble(cfg: Config, captions: Iterable[str]) -> Assembly:
     distiller = Distiller(learners, teacher)
     unused = [f"{name}.{p}" for name, learner in distiller.learners().items() for p in freeze_unused(learner)]
     spares = {s.name: Spare(learners[s.name].model, s.ema) for s in cfg.students if s.ema is not None}
-    optimizers = _optimizers(cfg, learners, teacher)
+    optimizers = build_optimizers(cfg, distiller)
     return Assembly(distiller, teacher, tokenizer, optimizers, spares, opened, width, unused)
 
 
@@ -154,11 +154,12 @@ def _teacher(
     return kinds[cfg.teacher.mode](first.heads, cfg.objective, prototypes, width)
 
 
-def _optimizers(cfg: Config, learners: dict[str, Learner], teacher: Teacher) -> dict[str, Optimizer]:
-    built = {"students": build_optimizer(list(learners.values()), cfg.optim)}
-    if isinstance(teacher, CotrainedTeacher):
-        assert isinstance(teacher.learner, Learner)
-        built["teacher"] = build_optimizer([teacher.learner], cfg.optim)
+def build_optimizers(cfg: Config, distiller: Distiller) -> dict[str, Optimizer]:
+    """Fresh optimisers over what is trained; needed again when sharding has replaced the parameters."""
+    learners = distiller.learners()
+    built = {"students": build_optimizer([learners[student.name] for student in cfg.students], cfg.optim)}
+    if distiller.teacher_learner is not None:
+        built["teacher"] = build_optimizer([distiller.teacher_learner], cfg.optim)
     trained = {name: optimizer for name, optimizer in built.items() if optimizer is not None}
     if not trained:
         raise UserError("Nothing is trained: every tower is frozen. Remove an entry from students.*.freeze.")

@@ -65,7 +65,7 @@ def banner(
     add("receipts", receipts_line(cfg, assembly, counts))
     if assembly.unused:
         add("", f"{len(assembly.unused)} tensors get no gradient from this objective and are not trained")
-    add("hardware", f"{fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}")
+    add("hardware", hardware_line(cfg, fabric))
     add("folder", str(folder))
     changes = resolved.differences()
     body = [table] if not changes else [table, "", "Differs from the recipe:", *(Text(f"  {line}") for line in changes)]
@@ -79,6 +79,12 @@ def _teacher(cfg: Config, assembly: Assembly) -> str:
     if cfg.teacher.mode == "cotrained":
         return f"{words}, {cfg.teacher.arch}, supervises {cfg.teacher.tokens} tokens"
     return words
+
+
+def hardware_line(cfg: Config, fabric: Fabric) -> str:
+    line = f"{fabric.world_size} x {fabric.device.type}, precision {fabric.strategy.precision.precision}"
+    line += f", {cfg.train.strategy}" if fabric.world_size > 1 else ""
+    return line + (f", {cfg.train.checkpointing} checkpointing" if cfg.train.checkpointing != "none" else "")
 
 
 def objective_line(cfg: Config) -> str:

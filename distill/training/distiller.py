@@ -78,8 +78,19 @@ class Distiller(nn.Module):
     def _features(self, batch: Batch, cleans: dict[str, ImageOutput]) -> dict[str, Features | None]:
         return {name: learner.features(batch, cleans[name]) for name, learner in self.learners().items()}
 
-    def forward(self, batch: Batch, patch_temperature: float, slopes: dict[str, Slopes] | None = None) -> StepOutput:
-        """`slopes`: of the contrast, by learner, when it is taken over several micro-batches."""
+    def forward(
+        self,
+        batch: Batch,
+        patch_temperature: float,
+        slopes: dict[str, Slopes] | None = None,
+        features_only: bool = False,
+    ) -> StepOutput | dict[str, Features | None]:
+        """`slopes`: of the contrast, by learner, when it is taken over several micro-batches.
+
+        `features_only`: returns `features(batch)`, through here, where wrappers gather weights and set the precision.
+        """
+        if features_only:
+            return self.features(batch)
         pixels = Pixels.of(batch)
         views = {name: learner.views(pixels) for name, learner in self.learners().items()}
         cleans = {name: seen.clean for name, seen in views.items()}

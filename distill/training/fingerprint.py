@@ -23,6 +23,7 @@ def fingerprint(cfg: Config, teacher_hash: str | None) -> dict[str, Any]:
         tree = [dataclasses.asdict(v) for v in value] if isinstance(value, list) else dataclasses.asdict(value)
         flat |= _flatten(section, tree)
     flat.pop("teacher.source")  # a moved teacher is the same teacher: its hash counts
+    flat.pop("teacher.shard")
     if cfg.train.accumulate == 1:  # one micro-batch is the whole batch
         flat["objective.contrastive.negatives"] = "global"
     elif flat["objective.contrastive.negatives"] == "micro":

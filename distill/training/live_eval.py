@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
 
 from distill.config.schema import EvalConfig
 from distill.evals.registry import find_task
@@ -12,10 +16,14 @@ from distill.evals.requests import parse_words
 from distill.evals.results import TaskResult
 from distill.evals.run import evaluate
 from distill.models.pair import ImageTextModel
+from distill.models.sharding import is_sharded, whole
+from distill.models.vision import VisionTower
 from distill.training.loop import TrainState
 from teachers.cotrained import CotrainedTeacher
 from teachers.ema import EmaTeacher
 from teachers.frozen import FrozenTeacher
+
+Tower = TypeVar("Tower", bound=nn.Module)
 
 
 def live_evaluation(state: TrainState, folder: Path) -> dict[str, float]:
@@ -24,9 +32,10 @@ def live_evaluation(state: TrainState, folder: Path) -> dict[str, float]:
     Returns flat metrics `eval/NAME/TASK/METRIC` and writes the full results to `evals/step_N.json`; rank 0 computes.
     """
     values: dict[str, float] = {}
+    models = models_of(state)
     if state.fabric.is_global_zero:
         cfg = state.cfg.eval
-        results = {name: _evaluate(model, cfg) for name, model in models_of(state).items()}
+        results = {name: _evaluate(model, cfg) for name, model in models.items()}
         for name, tasks in results.items():
             for task, result in tasks.items():
                 values |= {f"eval/{name}/{task}/{k}": v for k, v in result.metrics.items()}
@@ -51,22 +60,46 @@ def _evaluate(model: Any, cfg: EvalConfig) -> dict[str, TaskResult]:
 
 
 def models_of(state: TrainState) -> dict[str, ImageTextModel]:
-    """Students and their spare averages (`NAME.ema`) by name, and `teacher` where its trunk is not a student's."""
-    found = {name: state.distiller.student(name).model for name in state.distiller.students}
-    found |= {f"{name}.ema": spare.model for name, spare in state.spares.items()}
+    """Students and their spare averages (`NAME.ema`) by name, and `teacher` where its trunk is not a student's.
+
+    Collective where weights are sharded. A frozen teacher that is sharded is left out.
+    """
+    found = {name: _whole_model(state.distiller.student(name).model) for name in state.distiller.students}
+    found |= {f"{name}.ema": _whole_model(spare.model) for name, spare in state.spares.items()}
     teacher = state.teacher
     if isinstance(teacher, FrozenTeacher):
-        found["teacher"] = teacher.model
+        if not is_sharded(next(teacher.model.image.parameters())):
+            found["teacher"] = teacher.model
     elif isinstance(teacher, CotrainedTeacher):
         assert state.distiller.teacher_learner is not None
-        found["teacher"] = state.distiller.teacher_learner.model
+        found["teacher"] = _whole_model(state.distiller.teacher_learner.model)
     elif isinstance(teacher, EmaTeacher):
         # The text tower and tokenizer are the student's: only images are averaged.
         student = next(iter(found.values()))
         found["teacher"] = ImageTextModel(
-            teacher.trunk, student.text, student.tokenizer, float(student.temperature), student.image_size
+            _whole(teacher.trunk, lambda: VisionTower.from_config(teacher.trunk.config())),
+            student.text,
+            student.tokenizer,
+            student.temperature.item(),
+            student.image_size,
         )
     return found
+
+
+def _whole_model(model: ImageTextModel) -> ImageTextModel:
+    return _whole(model, lambda: ImageTextModel.from_spec(model.spec()))
+
+
+def _whole(module: Tower, build: Callable[[], Tower]) -> Tower:
+    """`module` itself, or, where its weights are spread over ranks, a copy that holds them all (on every rank)."""
+    device = next(module.parameters()).device
+    if not any(map(is_sharded, module.parameters())):
+        return module
+    with torch.random.fork_rng(devices=[]):  # its random start is drawn for nothing and must not move training's state
+        copy = build()
+    copy.load_state_dict({name: whole(value) for name, value in module.state_dict().items()})
+    copy.to(device).eval()
+    return copy
 
 
 def _write(results: dict[str, dict[str, Any]], folder: Path, step: int) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distill.config.schema import Config
 from distill.data.loader import Failures
+from distill.models.sharding import whole
 from distill.objectives.distributed import all_reduce_mean, all_reduce_sum
 from distill.training.distiller import Distiller, StepOutput
 from distill.training.guard import Guard, diagnose
@@ -27,6 +28,7 @@ from distill.training.optim import set_learning_rate
 from distill.training.progress import TrainingProgress
 from distill.training.schedules import learning_rate, momentum, ramp
 from distill.training.spare import Spare
+from distill.training.strategy import is_sharded_run
 from distill.views.batch import Batch
 from teachers.base import Teacher
 
@@ -159,11 +161,12 @@ def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, d
     replay = Replay(len(micro)) if needs_features(cfg) else None
     kind = cfg.objective.contrastive.loss
     slopes = first_pass(state.module, micro, fabric.device, kind, replay) if replay else [None] * len(micro)
+    keeps_gradients = not is_sharded_run(cfg.train)  # until the last micro-batch; sharded, they would be held whole
     for i, batch in enumerate(micro):
         batch = batch.to(fabric.device, non_blocking=True)
         if replay:
             replay.start(i)
-        with fabric.no_backward_sync(state.module, enabled=i < len(micro) - 1):
+        with fabric.no_backward_sync(state.module, enabled=keeps_gradients and i < len(micro) - 1):
             output = state.module(batch, temperature, slopes[i])
             fabric.backward(output.loss / len(micro))
         means.add(output.parts | {"loss": output.loss})
@@ -196,7 +199,8 @@ def _update(state: TrainState, parts: dict[str, Tensor]) -> Tensor | None:
             found = state.fabric.clip_gradients(
                 state.module, optimizer, max_norm=cfg.optim.clip, error_if_nonfinite=False
             )
-            norm = found if norm is None else norm
+            assert found is not None
+            norm = whole(found) if norm is None else norm
     # Reading values waits for an accelerator, so there it is done only on the steps that are logged.
     if state.fabric.device.type == "cpu" or (state.step + 1) % cfg.train.log_every == 0:
         scaled = cfg.train.precision == "fp16"  # a scaler meets infinite gradients by design and skips the step

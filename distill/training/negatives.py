@@ -44,8 +44,8 @@ class Slopes:
 
     def through(self, features: Features) -> Tensor:
         """A scalar with that value, whose mean over the micro-batches has the gradient of the whole batch's loss."""
-        pairs = [(full(own), slope) for own, slope in zip(features, self.by) if own is not None]
-        linear = torch.stack([(own * slope).sum() for own, slope in pairs]).sum()
+        pairs = [(own, slope) for own, slope in zip(features, self.by) if own is not None and slope is not None]
+        linear = torch.stack([(full(own) * slope).sum() for own, slope in pairs]).sum()
         return self.value + (linear - linear.detach())
 
 
@@ -59,16 +59,16 @@ def whole_batch_slopes(micro: Sequence[Features], kind: str) -> list[Slopes]:
     """The loss over the features of all micro-batches, and its slopes cut up for each of them."""
     cls = torch.cat([f.cls for f in micro]).detach().requires_grad_()  # [A * b, C, D]
     text = torch.cat([f.text for f in micro]).detach().requires_grad_()  # [A * b, C, D]
-    scalars = [None if x is None else x.detach().requires_grad_() for x in micro[0][2:]]
-    whole = Features(cls, text, *scalars)
-    inputs = [x for x in whole if x is not None]
+    temperature = micro[0].temperature.detach().requires_grad_()
+    bias = None if micro[0].bias is None else micro[0].bias.detach().requires_grad_()
+    inputs = [cls, text, temperature] + ([] if bias is None else [bias])
     with torch.enable_grad():
-        value = whole.loss(kind)
+        value = Features(cls, text, temperature, bias).loss(kind)
     by_cls, by_text, *by_scalars = torch.autograd.grad(value, inputs)
-    by_scalars += [None] * (2 - len(by_scalars))
+    by_bias = None if bias is None else by_scalars[1]
     # each micro-batch has its own features, and the loop averages over micro-batches: hence the factor
     parts = zip((len(micro) * by_cls).chunk(len(micro)), (len(micro) * by_text).chunk(len(micro)))
-    return [Slopes(value.detach(), Features(c, t, *by_scalars)) for c, t in parts]
+    return [Slopes(value.detach(), Features(c, t, by_scalars[0], by_bias)) for c, t in parts]
 
 
 class Replay:
@@ -88,10 +88,10 @@ class Replay:
 
 @torch.no_grad()
 def first_pass(module: Any, micro: Sequence[Batch], device: torch.device, kind: str, replay: Replay) -> list[dict]:
-    """`{learner: Slopes}` for each micro-batch. `module`: the Distiller as Fabric wraps it."""
+    """`{learner: Slopes}` for each micro-batch. `module`: the Distiller as Fabric wraps it; `kind`: the loss."""
     seen = []
     for index, batch in enumerate(micro):
         replay.start(index)
-        seen.append(module.features(batch.to(device, non_blocking=True)))
+        seen.append(module(batch.to(device, non_blocking=True), 1.0, features_only=True))  # no targets: no temperature
     slopes = {name: whole_batch_slopes([features[name] for features in seen], kind) for name in seen[0]}
     return [{name: of_learner[i] for name, of_learner in slopes.items()} for i in range(len(micro))]

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
 from rich.console import Console
 
 from distill.config.load import Resolved, load_config
@@ -34,9 +33,9 @@ from distill.training.loop import Hooks, Interrupted, TrainState, train
 from distill.training.metrics import MetricLog
 from distill.training.progress import TrainingProgress
 from distill.training.receipts import receipts
+from distill.training.strategy import make_fabric, processes_here, spread
 
 TOKENIZER_CAPTIONS = 20_000  # captions read to train the word tokenizer
-PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # Fabric's names
 
 
 @dataclass
@@ -130,6 +129,8 @@ def combine(overrides: Iterable[str] | dict[str, Any], settings: dict[str, Any])
 def _prepare_folder(folder: Path, resume: bool, cfg: Config, dry_run: bool) -> RunResult | None:
     """Refuses to mix runs in one folder; returns the result when there is nothing left to do."""
     done = checkpoint.existing(folder / "checkpoints")
+    if resume and not dry_run and done and checkpoint.step_of(done[-1]) == cfg.train.steps:
+        return RunResult(folder, cfg.train.steps, True)  # on every rank: none must wait for another
     if dry_run or not is_first_process():
         return None
     if folder.exists() and any(folder.iterdir()) and not resume:
@@ -138,8 +139,6 @@ def _prepare_folder(folder: Path, resume: bool, cfg: Config, dry_run: bool) -> R
         )
     if resume and not folder.exists():
         raise UserError(f"Nothing to resume: {folder} does not exist. Start the run without --resume.")
-    if resume and done and done[-1] == checkpoint.path_of(folder / "checkpoints", cfg.train.steps):
-        return RunResult(folder, cfg.train.steps, True)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -163,11 +162,15 @@ def settle_hardware(resolved: Resolved) -> None:
         resolved.set_auto("data.decoder", choose_decoder("auto"))
     if train.accelerator == "auto":
         resolved.set_auto("train.accelerator", "cuda" if torch.cuda.is_available() else "cpu")
-    if train.accelerator == "cuda" and torch.cuda.device_count() < train.devices:
+    here = processes_here(train)
+    if train.accelerator == "cuda" and torch.cuda.device_count() < here:
         raise UserError(
             f"train.devices={train.devices} with train.accelerator=cuda, but {torch.cuda.device_count()} CUDA "
-            f"device(s) are here. Lower train.devices or set train.accelerator=cpu."
+            f"device(s) are here. Lower train.devices, set train.accelerator=cpu, or start the processes on several "
+            f"machines with torchrun or srun (docs/launch.md)."
         )
+    if train.strategy == "auto":
+        resolved.set_auto("train.strategy", "ddp")
     if train.precision == "fp16" and train.accelerator == "cpu":
         raise UserError("train.precision=fp16 needs a CUDA device. On a CPU use fp32 or auto.")
     if train.precision == "auto":
@@ -175,7 +178,7 @@ def settle_hardware(resolved: Resolved) -> None:
         resolved.set_auto("train.precision", "bf16" if fast else "fp32")
     if train.threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        resolved.set_auto("train.threads", max(1, cores // train.devices))
+        resolved.set_auto("train.threads", max(1, cores // here))
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -187,41 +190,18 @@ def cpu_multiplies_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def make_fabric(cfg: Config) -> Fabric:
-    """Devices, precision and process groups as the recipe asks; starts the other processes."""
-    assert cfg.train.threads is not None
-    torch.set_num_threads(cfg.train.threads)
-    strategy: Any = "auto"
-    if cfg.train.devices > 1:
-        strategy = DDPStrategy(
-            process_group_backend="nccl" if cfg.train.accelerator == "cuda" else "gloo",
-            find_unused_parameters=False,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
-    fabric = Fabric(
-        accelerator=cfg.train.accelerator,
-        devices=cfg.train.devices,
-        strategy=strategy,
-        precision=PRECISIONS[cfg.train.precision],
-    )
-    fabric.launch()
-    return fabric
-
-
 def training_state(cfg: Config, fabric: Fabric, assembly: Assembly, failures: Failures) -> TrainState:
-    assembly.teacher.to(fabric.device)
-    module, *optimizers = fabric.setup(assembly.distiller, *assembly.optimizers.values())
+    module, optimizers = spread(cfg, fabric, assembly)
     return TrainState(
         cfg=cfg,
         fabric=fabric,
         module=module,
         distiller=assembly.distiller,
         teacher=assembly.teacher,
-        optimizers=dict(zip(assembly.optimizers, optimizers)),
+        optimizers=optimizers,
         guard=Guard(cfg.guard),
         failures=failures,
-        spares={name: spare.to(fabric.device) for name, spare in assembly.spares.items()},
+        spares=assembly.spares,
     )
 
 

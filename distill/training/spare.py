@@ -7,11 +7,13 @@ temperature, no heads; it has no gradient and takes no pass, only memory.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.models.pair import ImageTextModel
+from distill.models.sharding import shard
 from teachers import average
 
 
@@ -29,6 +31,10 @@ class Spare:
     def restart(self, saved: dict[str, Tensor] | None) -> None:
         """Goes on from a saved average, or starts again from the student where there is none."""
         self.model.load_state_dict(self.student.state_dict() if saved is None else saved)
+
+    def shard(self, mesh: Any) -> None:
+        """Spreads it over the ranks of `mesh` as its student is: each rank moves the slices that it holds of both."""
+        shard(self.model, mesh, keep_root=False)
 
     def to(self, device: torch.device) -> Spare:
         self.model.to(device)

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric import Fabric
 
 from distill.errors import UserError
+from distill.models import shard_files
 from distill.models.loading import read_checkpoint
 from distill.training import checkpoint
 from distill.training.assemble import Assembly
@@ -20,19 +21,24 @@ from distill.training.spare import Spare
 
 
 def save(state: TrainState, assembly: Assembly, folder: Path) -> None:
-    """Writes the checkpoint of this step (rank 0), with every rank's random state."""
-    rng = _gather_rng(state.fabric)
-    if state.fabric.is_global_zero:
-        checkpoint.save(folder, state.step, _content(state, assembly, rng), state.cfg.train.keep)
+    """Writes the checkpoint of this step with every rank's random state: rank 0 one file, or all ranks their shards."""
+    plain, shards = shard_files.split(_content(state, assembly, _gather_rng(state.fabric)))
+    if shards:
+        checkpoint.save_shards(folder, state.step, plain, shards, state.cfg.train.keep, state.fabric)
+    elif state.fabric.is_global_zero:
+        checkpoint.save(folder, state.step, plain, state.cfg.train.keep)
     state.fabric.barrier()
 
 
 def restore(state: TrainState, assembly: Assembly, folder: Path) -> None:
-    """Puts `state` back to the newest checkpoint; stays at step 0 when there is none yet."""
+    """Puts `state` back to the newest checkpoint; stays at step 0 when there is none yet.
+
+    A checkpoint of one file serves a run whose weights are spread over ranks, one of shards any other run.
+    """
     found = checkpoint.existing(folder)
     if not found:
         return
-    saved = read_checkpoint(found[-1])
+    saved = read_checkpoint(found[-1], optimizers=True, like=_like(state, assembly))
     refuse_other_objective(saved["fingerprint"], _fingerprint(state, assembly), str(found[-1]))
     for name in state.distiller.students:
         _load_learner(state.distiller.student(name), saved["students"][name])
@@ -110,6 +116,23 @@ def _content(state: TrainState, assembly: Assembly, rng: list[dict[str, Any]]) -
         "data": state.data,
         "seconds": state.seconds,
     }
+
+
+def _like(state: TrainState, assembly: Assembly) -> shard_files.Like:
+    """Which tensors of this run's checkpoint are spread over ranks, and how: as weights are now.
+
+    An optimiser has no state before its first step; its averages will lie as their parameters do.
+    """
+    now = shard_files.places(_content(state, assembly, rng=[]))
+    parameters = {n: [p for g in o.param_groups for p in g["params"]] for n, o in state.optimizers.items()}
+
+    def like(place: str) -> Any:
+        kind, *path = place.split("/")
+        if kind == "optimizers" and path[1] == "state" and path[3] != "step":
+            return parameters[path[0]][int(path[2])]
+        return now.get(place)
+
+    return like
 
 
 def _fingerprint(state: TrainState, assembly: Assembly) -> dict[str, Any]:

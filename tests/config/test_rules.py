@@ -126,6 +126,9 @@ REFUSED = [
     ),
     (SMALL, ["optim.betas=[0.9]"], "optim.betas: [0.9] must be two numbers"),
     (SMALL, ["train.accelerator=cpu", "train.precision=fp16"], "train.precision: fp16 needs a GPU"),
+    (SMALL, ["train.strategy=fsdp", "optim.name=adafactor"], "train.strategy: fsdp, but adafactor's statistics"),
+    (SMALL, ["train.strategy=fsdp", "train.precision=fp16"], "train.strategy: fsdp cannot scale the loss for fp16"),
+    (SMALL, ["teacher.shard=true"], "teacher.shard: only used with teacher.mode frozen or ema (it is ema_head)"),
     (SMALL, ["name=a/b"], "name: 'a/b' cannot be the name of a folder"),
     (SMALL, ["name=.."], "name: '..' cannot be the name of a folder"),
     (SMALL, ["eval.tasks=[knn, knn]"], "eval.tasks: 'knn' is listed twice"),
@@ -185,6 +188,8 @@ WARNED = [
     (SMALL, ["objective.cls.teacher_temperature=0.2"], "softer than the student invite collapse"),
     (SMALL, ["optim.name=adafactor", "optim.betas=[0.9, 0.99]"], "optim.betas: not used by adafactor"),
     (SMALL, ["eval.every=5"], "eval.every: 5, but eval.tasks is empty"),
+    (SMALL, ["train.strategy=fsdp"], "train.strategy: nothing to spread with train.devices=1"),
+    (DISTIL, ["teacher.shard=true", "eval.tasks=[knn]"], "a sharded frozen teacher is left out of live evaluations"),
     (
         SMALL,
         ["train.accumulate=2", "objective.contrastive.negatives=micro"],

@@ -104,6 +104,26 @@ def test_each_switch_adds_its_pass():
     assert ("masked", 1, 66) not in passes(**both, **{"mask.ratio": 0})
     assert ("targets", 1, 66) in passes(**both, **{"teacher.mode": "ema"})
     assert passes(**{"captions.cls2": []}) == [("clean", 1, 65), ("text", 1, 16)]
+    parts = {"train.accumulate": 2}
+    assert passes(**parts) == 2 * passes()  # a first pass, without gradient
+    assert passes(**parts, **{"objective.contrastive.negatives": "micro"}) == passes()
+
+
+def test_shards_are_a_share_of_what_is_trained_and_checkpointing_reaches_the_plan():
+    both = {"objective.patch.weight": 2, "train.devices": 4}
+    _, whole = plan("tiny/8", 64, **both)
+    _, shard = plan("tiny/8", 64, **both, **{"train.strategy": "fsdp"})
+    for name in ("weights", "gradients", "optimiser"):
+        assert shard.memory[name] == whole.memory[name] / 4
+    assert shard.memory["averaged copies"] == whole.memory["averaged copies"]
+    ema = both | {"teacher.mode": "ema"}
+    copies = [plan("tiny/8", 64, **ema, **{"teacher.shard": s})[1].memory["averaged copies"] for s in (True, False)]
+    assert copies[0] == copies[1] / 4
+    kept = {
+        kind: plan("tiny/8", 64, **both, **{"train.checkpointing": kind})[1].memory["activations"]
+        for kind in ("none", "selective", "full")
+    }
+    assert kept["none"] > 1.3 * kept["selective"] > 1.3 * kept["full"]
 
 
 def test_contrast_over_micro_batches_takes_a_first_pass_without_gradient():

@@ -9,6 +9,7 @@ from distill.training.fingerprint import digest, fingerprint, refuse_other_objec
 
 def test_same_objective_same_fingerprint_whatever_the_schedule_and_hardware():
     a, b = Config(), Config()
+    b.train.strategy, b.train.checkpointing, b.teacher.shard = "fsdp", "full", True
     b.train.steps, b.train.devices, b.optim.lr, b.data.workers, b.name = 7, 4, 1.0, 0, "other"
     assert digest(fingerprint(a, None)) == digest(fingerprint(b, None))
 

@@ -15,6 +15,7 @@ from distill.data.scenes import SceneSource
 from distill.data.sources import open_source
 from distill.errors import UserError
 from distill.training import run as run_module
+from distill.training import strategy as strategy_module
 from distill.training.run import settle_hardware
 
 ONE = {"train.steps": 1, "optim.warmup": 0.0}
@@ -49,14 +50,14 @@ def fabric_arguments(monkeypatch, small):
             asked.update(arguments)
             return SimpleNamespace(launch=lambda: None)
 
-        monkeypatch.setattr(run_module, "Fabric", fabric)
+        monkeypatch.setattr(strategy_module, "Fabric", fabric)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
         monkeypatch.setattr(run_module, "cpu_multiplies_bf16", lambda: False)
         resolved = load_config("pretrain/scenes_tiny", small(**changes))
         settle_hardware(resolved)
-        run_module.make_fabric(resolved.config)
+        strategy_module.make_fabric(resolved.config)
         return asked
 
     before = torch.get_num_threads()
@@ -80,6 +81,33 @@ def test_accelerator_precision_and_devices(fabric_arguments):
     assert found["strategy"]._process_group_backend == "gloo"
     with pytest.raises(UserError, match=r"train.devices=2 with train.accelerator=cuda, but 1 CUDA"):
         fabric_arguments(1, **auto | {"train.devices": 2})
+
+
+def test_strategies(fabric_arguments):
+    cpu = {"train.accelerator": "cpu", "train.devices": 2}
+    names = {
+        strategy: type(fabric_arguments(0, **cpu, **{"train.strategy": strategy})["strategy"]).__name__
+        for strategy in ("auto", "ddp", "fsdp")
+    }
+    assert names == {"auto": "DDPStrategy", "ddp": "DDPStrategy", "fsdp": "ModelParallelStrategy"}
+    assert fabric_arguments(0, **cpu | {"train.devices": 1})["strategy"] == "auto"
+    # gradients meet without a search for unused parameters: test_every_trained_parameter_gets_a_gradient says why
+    assert fabric_arguments(0, **cpu)["strategy"]._ddp_kwargs["find_unused_parameters"] is False
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8"}
+SRUN = {"SLURM_NTASKS": "16", "SLURM_NNODES": "2", "SLURM_JOB_NAME": "train"}
+
+
+@pytest.mark.parametrize("started", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
+def test_processes_that_a_launcher_started(fabric_arguments, monkeypatch, started):
+    for name, value in started.items():
+        monkeypatch.setenv(name, value)
+    keys = {"train.accelerator": "cuda", "train.devices": 16, "train.batch": 16}
+    found = fabric_arguments(8, **keys)
+    assert (found["devices"], found["num_nodes"]) == (8, 2)
+    with pytest.raises(UserError, match=r"train.devices=4, but \w+run? started 16 process.* on 2 machine.*devices=16"):
+        fabric_arguments(8, **keys | {"train.devices": 4})
 
 
 def test_threads_as_asked_or_an_even_share_of_the_cores(fabric_arguments, monkeypatch):

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 
-from distill.models.loading import SPARE, build_from_checkpoint, entry_of, find_checkpoint, read_checkpoint
+from distill.models.loading import (
+    SPARE,
+    build_from_checkpoint,
+    checkpoint_files,
+    entry_of,
+    find_checkpoint,
+    read_checkpoint,
+)
 from distill.models.pair import ImageTextModel
 from distill.models.sources.base import OpenedModel, SourceFacts, files_hash, pair_facts
 
@@ -49,4 +56,4 @@ def read(where: str) -> tuple[Path, dict[str, Any], str | None]:
 
 
 def _facts(source: str, file: Path, model: ImageTextModel) -> SourceFacts:
-    return pair_facts(model, source=source, kind="run", where=str(file), sha256=files_hash([file]))
+    return pair_facts(model, source=source, kind="run", where=str(file), sha256=files_hash(checkpoint_files(file)))
