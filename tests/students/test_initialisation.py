@@ -86,6 +86,43 @@ def test_a_saved_model_starts_either_tower(build, cfg, tmp_path):
     assert _equal(_snapshot(model.text), _snapshot(source.text))
 
 
+def test_image_and_text_from_two_sources(build, cfg, tmp_path):
+    sources = {seed: build(seed=seed) for seed in (3, 4)}
+    for seed, source in sources.items():
+        save_model(source, tmp_path / f"{seed}.pt")
+    model = build(seed=0)
+    cfg.text.init = f"run:{tmp_path / '4.pt'}"
+    students.initialise(model, StudentConfig(init=f"run:{tmp_path / '3.pt'}"), cfg, build(seed=5))
+    assert _equal(_snapshot(model.image), _snapshot(sources[3].image))
+    assert _equal(_snapshot(model.text), _snapshot(sources[4].text))
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"depth": 3}, r"trunk\.blocks\.2.* is missing here.*That model is tiny/8, 3 blocks: use its shape"),
+        ({"arch": "tiny/16"}, r"128x3x8x8 here, 128x3x16x16 there.*That model is tiny/16, 2 blocks: use its shape"),
+        ({"arch": "S/8"}, r"proj\.bias is 128 here, 384 there.*That model is S/8, 2 blocks: use its shape"),
+    ],
+)
+def test_a_source_of_another_shape_is_refused_with_its_shape(build, cfg, tmp_path, shape, message):
+    save_model(build(**shape), tmp_path / "other.pt")
+    model = build(seed=1)
+    before = _snapshot(model)
+    with pytest.raises(UserError, match=message):
+        students.initialise(model, StudentConfig(init=f"run:{tmp_path / 'other.pt'}"), cfg, None)
+    assert _equal(before, _snapshot(model))
+
+
+def test_a_text_source_of_another_shape_is_refused_with_its_shape(build, cfg, tmp_path):
+    cfg.text.layers = 2
+    save_model(build(), tmp_path / "other.pt")
+    cfg.text.layers, cfg.text.init = 1, f"run:{tmp_path / 'other.pt'}"
+    message = r"blocks\.1.* is missing here.*That text tower has width 128 and 2 layers: use its shape, or scratch"
+    with pytest.raises(UserError, match=message):
+        students.initialise(build(), StudentConfig(), cfg, None)
+
+
 def test_another_depth_names_the_tensors_and_the_way_out(build, cfg):
     with pytest.raises(UserError, match=r"trunk\.blocks\.2.* is missing here.*init: layers"):
         students.initialise(build(depth=2), StudentConfig(init="teacher"), cfg, build(depth=3))
