@@ -42,7 +42,8 @@ def open_teacher(source: str) -> OpenedTeacher:
 
     For a run with an averaged trunk (`teacher.mode: ema`) the averaged trunk is the teacher; otherwise the student's
     own trunk; `#NAME.ema` is the student's spare average. Heads and centres are the run's averaged ones; a student that
-    followed another model (distilled or co-trained) teaches with its own trained heads. Every other source comes without heads.
+    followed another model (distilled or co-trained) teaches with its own trained heads. Every other source comes
+    without heads.
     Raises UserError for an unknown kind of source, a missing path, or a file that is no checkpoint.
     """
     opened = open_model(source)

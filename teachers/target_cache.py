@@ -62,7 +62,8 @@ class TargetCache:
         """What targets of a batch are made of; `view` int64 `[B, 8]`, see `VIEW`.
 
         When every row is kept, `compute` (a pass of the teacher over the whole batch) is not called. Otherwise it is,
-        on every rank, as the weights of a teacher may be spread over them, and what was missing is kept. Either way the numbers are those that the cache gives back, rounded to its dtype.
+        on every rank, as the weights of a teacher may be spread over them, and what was missing is kept. Either way the
+        numbers are those that the cache gives back, rounded to its dtype.
 
         Raises `UserError` when a kept row is of another picture or crop, and when numbers do not fit the dtype.
         """
