@@ -15,6 +15,7 @@ from distill.models.loading import (
     find_checkpoint,
     read_checkpoint,
 )
+from distill.models.npz import check_finite
 from distill.models.pair import ImageTextModel
 from distill.models.sources.base import OpenedModel, SourceFacts, files_hash, pair_facts
 
@@ -23,6 +24,7 @@ def open_source(source: str, where: str) -> OpenedModel:
     """The student NAME (default: the first; `teacher` is the co-trained one) at the newest checkpoint of a run."""
     file, content, name = read(where)
     model = build_from_checkpoint(content, name, origin=str(file))
+    check_finite(model.state_dict(), str(file))
     return OpenedModel(source, model, _facts(source, file, model), content)
 
 

@@ -58,6 +58,14 @@ def test_a_plain_path_is_a_run_or_checkpoint_of_ours(model, tmp_path):
     assert distill.load(f"run:{tmp_path / 'model.pt'}").image.gelu == "erf"
 
 
+def test_a_run_with_values_that_are_not_finite_is_refused(model, tmp_path):
+    with torch.no_grad():
+        model.image.trunk.norm.weight[0] = float("inf")
+    save_model(model, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"NaN or infinite values in image\.trunk\.norm\.weight"):
+        open_model(tmp_path / "model.pt")
+
+
 @pytest.mark.parametrize(
     ("source", "match"),
     [

@@ -44,6 +44,7 @@ def tower_of(name: str, **changes) -> tuple[TimmTower, torch.nn.Module]:
         ("vit_base_patch16_siglip_224.v2_webli", "pooled"),
         ("vit_pe_core_base_patch16_224.fb", "pooled"),
         ("vit_base_patch16_clip_224.openai", "token"),
+        ("vit_base_patch16_radio_v3.c_radio", "token"),
     ],
 )
 @torch.no_grad()
