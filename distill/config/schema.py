@@ -302,6 +302,11 @@ class TrainConfig:
         choices=("none", "full", "selective"),
     )
     threads: int | None = opt(None, "CPU threads per process (null: cores / processes)", low=1)
+    compile: str = opt(
+        "none",
+        "torch.compile, worth it on GPUs: none; blocks: transformer blocks and the softmaxes of the prototype loss",
+        choices=("none", "blocks"),
+    )
     checkpoint_every: int = opt(1000, "steps between checkpoints", low=1)
     keep: int = opt(2, "checkpoints kept", low=1)
     log_every: int = opt(10, "steps between metric rows", low=1)

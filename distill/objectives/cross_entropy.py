@@ -8,6 +8,7 @@ kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +85,22 @@ class _Fused(torch.autograd.Function):
         return (grad * grad_student).to(ctx.dtypes[0]), (grad * grad_directions).to(ctx.dtypes[1]), None, None, None
 
 
+def _softmaxes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `[t, K]` logits z and targets p: cross-entropies `[t]` and their slopes `softmax(z) - p`, `[t, K]`."""
+    probs = logits.softmax(dim=-1)
+    log_norm = logits.amax(dim=-1) - probs.amax(dim=-1).log()  # [t] logsumexp(z), from the largest entry
+    return log_norm - torch.linalg.vecdot(target, logits), probs.sub_(target)
+
+
+_run_softmaxes: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _softmaxes
+
+
+def use_compiled_softmaxes(compiled: bool, backend: str = "inductor") -> None:
+    """Whether `_softmaxes` goes through torch.compile, which makes one kernel of its passes over a chunk."""
+    global _run_softmaxes
+    _run_softmaxes = torch.compile(_softmaxes, backend=backend, dynamic=False) if compiled else _softmaxes
+
+
 def _forward(
     student: Tensor,
     directions: Tensor,
@@ -105,12 +122,9 @@ def _forward(
         rows = slice(start, start + chunk)
         target = targets.chunk(rows)  # [t, K]
         logits = matmul(scaled[rows], directions.T)  # [t, K]
-        probs = logits.softmax(dim=-1)  # [t, K]
-        log_norm = logits.amax(dim=-1) - probs.amax(dim=-1).log()  # [t] logsumexp(z), from the largest entry
         with torch.autocast(student.device.type, enabled=False):  # it would round the products
-            tokens[rows] = log_norm - torch.linalg.vecdot(target, logits)
+            tokens[rows], slope = _run_softmaxes(logits, target)
         if gradients:
-            slope = probs.sub_(target)  # [t, K]
             grad_student[rows] = rough_matmul(slope, directions) / temperature
             grad_directions += rough_matmul(scaled[rows].T, slope)
     return tokens, grad_student, grad_directions.T

@@ -14,6 +14,7 @@ from distill.config.schema import Config, TrainConfig
 from distill.errors import UserError
 from distill.models.sharding import shard
 from distill.training.assemble import Assembly, build_optimizers
+from distill.training.compiled import compile_parts
 from distill.training.recompute import recompute_blocks
 
 PRECISIONS: dict[str, Any] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}  # Fabric's names
@@ -100,7 +101,7 @@ def spread(cfg: Config, fabric: Fabric, assembly: Assembly) -> tuple[Any, dict[s
     """Puts a built run on its devices: returns what trains, as Fabric wraps it, and its optimisers by name.
 
     Sharded, the optimisers are made anew: the parameters are not the same tensors any more. The order matters:
-    recomputation goes inside what is gathered and synchronised.
+    recomputation goes inside what is compiled, and both inside what is gathered and synchronised.
     """
     assembly.teacher.to(fabric.device)
     for spare in assembly.spares.values():
@@ -108,6 +109,7 @@ def spread(cfg: Config, fabric: Fabric, assembly: Assembly) -> tuple[Any, dict[s
     if cfg.teacher.shard and fabric.world_size > 1:
         assembly.teacher.shard(data_mesh(fabric))
     recompute_blocks(assembly.distiller, cfg.train.checkpointing)
+    compile_parts([assembly.distiller, *assembly.teacher.modules().values()], cfg.train.compile)
     module = fabric.setup_module(assembly.distiller)
     if is_sharded_run(cfg.train):
         for spare in assembly.spares.values():

@@ -104,6 +104,7 @@ SHOWN_BY = {
     "train.strategy": "training/test_hardware_keys.py::test_strategies",
     "train.checkpointing": "training/test_recompute.py::test_less_is_kept_for_the_backward_pass",
     "train.threads": "training/test_hardware_keys.py::test_threads_as_asked_or_an_even_share_of_the_cores",
+    "train.compile": "training/test_compiled.py::test_the_key_compiles_blocks_of_students_and_teacher",
     "train.checkpoint_every": "training/test_training_keys.py::test_steps_rows_and_checkpoints",
     "train.keep": "training/test_training_keys.py::test_steps_rows_and_checkpoints",
     "train.log_every": "training/test_training_keys.py::test_steps_rows_and_checkpoints",
