@@ -67,7 +67,7 @@ def encoder_passes(config: Config, counts: Counts) -> list[Pass]:
             passes.append(Pass(model.name, "locals", views.locals, local, model.trains_image))
         if objective.contrastive.weight > 0:
             passes.append(Pass(model.name, "text", model.cls_tokens, counts.text_tokens, model.trains_text))
-        if needs_features(config):  # a first pass without gradient, for the contrast over all micro-batches
+        if needs_features(config):  # the first pass, for negatives from all micro-batches
             passes.append(Pass(model.name, "clean", 1, clean, False))
             passes.append(Pass(model.name, "text", model.cls_tokens, counts.text_tokens, False))
     if config.teacher.mode == "ema" and distils:

@@ -35,11 +35,13 @@ def gpu_seconds(
     for one in passes:
         model, text = models[one.model], one.what == "text"
         operations = pass_operations(one, model, config)
-        again = 4 / 3 if one.trained and layout.checkpointing == "full" else 1.0  # the forward pass once more
+        # what is not kept is made once more: a fourth forward pass, of products or only of what lies between them
+        again = 4 / 3 if one.trained and layout.checkpointing == "full" else 1.0
+        moved = 4 / 3 if one.trained and layout.checkpointing != "none" else 1.0
         linear += again * (operations.linear + operations.patches)
         attention += again * operations.attention
         tokens = one.sequences * one.tokens * depth_of(model, config, text)
-        traffic += again * (3 if one.trained else 1) * tokens * 2 * kept_bytes(model.arch, text, precision)
+        traffic += moved * (3 if one.trained else 1) * tokens * 2 * kept_bytes(model.arch, text, precision)
     parts = {
         "matrix products": images * linear / (rate * MATRIX_SHARE),
         "attention": images * attention / (rate * ATTENTION_SHARE),
@@ -49,7 +51,8 @@ def gpu_seconds(
         "optimiser": (OPTIMISER_BYTES * counts.trained / layout.spread + 12.0 * counts.averaged) / stream,
     }
     exchange = exchange_seconds(config, counts, device, layout)
-    hidden = 0.5 * (parts["matrix products"] + parts["attention"])  # the backward pass of the blocks runs meanwhile
+    # meanwhile, at best, the backward pass of the blocks runs: two thirds of a trained pass
+    hidden = 2 / 3 * sum(parts[name] for name in ("matrix products", "attention", "norms, activations, residuals"))
     parts["gradient exchange, not hidden"] = max(0.0, exchange - hidden)
     return parts
 

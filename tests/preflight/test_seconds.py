@@ -42,8 +42,11 @@ def test_time_follows_the_batch_but_for_the_optimiser():
 
 
 def test_full_checkpointing_runs_the_trained_blocks_once_more():
-    none, full = on_gpu(), on_gpu(Layout(checkpointing="full"))
+    none, selective, full = (on_gpu(Layout(checkpointing=kind)) for kind in ("none", "selective", "full"))
     assert full["matrix products"] == pytest.approx(4 / 3 * none["matrix products"])
+    assert selective["matrix products"] == none["matrix products"]
+    between = "norms, activations, residuals"
+    assert selective[between] == full[between] == pytest.approx(4 / 3 * none[between])
     extra = on_gpu(Layout(checkpointing="full"), **FULL)["attention"] - on_gpu(**FULL)["attention"]
     average = {**FULL, "teacher.mode": "ema"}  # one more pass, without gradient
     more = on_gpu(Layout(checkpointing="full"), **average)["attention"] - on_gpu(**average)["attention"]
@@ -94,8 +97,8 @@ def test_probes_count_each_kind_of_work_as_often_as_the_recipe():
     counts = count_models(config)
     parts = cpu_seconds(config, counts, cost.passes, "fp32", Steady())
     micro, depth = 2, 2
-    assert parts["blocks"] == micro * 4 * depth  # clean, masked, locals, text: one probe each
-    assert parts["patch embedding"] == micro * 3
+    assert parts["blocks"] == micro * 6 * depth  # clean, masked, locals, text, and the first pass's clean, text
+    assert parts["patch embedding"] == micro * 4
     assert parts["heads"] == micro * 2  # the student's and the teacher's
     assert parts["losses over prototypes"] == micro * (1 + 2)  # directions, patches (no more than those); CLS
     assert parts["optimiser"] == pytest.approx(counts.trained / (8 * 724**2))
