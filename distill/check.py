@@ -119,7 +119,9 @@ def _model_lines(report: Report) -> list[str]:
     lines = [
         "  ".join(_pad(cell, width, i) for i, (cell, width) in enumerate(zip(row, widths))).rstrip() for row in rows
     ]
-    return lines + ([f"teacher: {report.counts.teacher}"] if report.counts.teacher else [])
+    if report.counts.teacher:
+        lines += [f"teacher: {report.counts.teacher}", f"targets: {report.counts.targets}"]
+    return lines
 
 
 def _pad(cell: str, width: int, column: int) -> str:

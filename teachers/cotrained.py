@@ -18,7 +18,13 @@ class CotrainedTeacher(EmaHeadTeacher):
     mode = "cotrained"
 
     def __init__(
-        self, learner: nn.Module, heads: Heads, objective: ObjectiveConfig, prototypes: int, width: int | None
+        self,
+        learner: nn.Module,
+        heads: Heads,
+        objective: ObjectiveConfig,
+        prototypes: int,
+        width: int | None,
+        cls_width: int | None,
     ):
-        super().__init__(heads, objective, prototypes, width)
+        super().__init__(heads, objective, prototypes, width, cls_width)
         self.learner = learner

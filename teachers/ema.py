@@ -24,9 +24,15 @@ class EmaTeacher(Teacher):
     mode = "ema"
 
     def __init__(
-        self, trunk: VisionTower, heads: Heads, objective: ObjectiveConfig, prototypes: int, width: int | None
+        self,
+        trunk: VisionTower,
+        heads: Heads,
+        objective: ObjectiveConfig,
+        prototypes: int,
+        width: int | None,
+        cls_width: int | None,
     ):
-        super().__init__(TargetHeads(copy.deepcopy(heads), prototypes, width), objective)
+        super().__init__(TargetHeads(copy.deepcopy(heads), prototypes, width, cls_width), objective)
         self.student_trunk, self.student_heads = trunk, heads
         self.trunk = copy.deepcopy(trunk)
 
@@ -44,7 +50,7 @@ class EmaTeacher(Teacher):
         return self.heads.targets(self.trunk(images), self.objective, temperature, learn)
 
     def follow(self, momentum: float) -> None:
-        assert self.heads is not None
+        assert self.heads is not None and self.heads.heads is not None
         average.follow(self.trunk, self.student_trunk, momentum)
         average.follow(self.heads.heads, self.student_heads, momentum)
 

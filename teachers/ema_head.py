@@ -23,8 +23,10 @@ class EmaHeadTeacher(Teacher):
 
     mode = "ema_head"
 
-    def __init__(self, heads: Heads, objective: ObjectiveConfig, prototypes: int, width: int | None):
-        super().__init__(TargetHeads(copy.deepcopy(heads), prototypes, width), objective)
+    def __init__(
+        self, heads: Heads, objective: ObjectiveConfig, prototypes: int, width: int | None, cls_width: int | None
+    ):
+        super().__init__(TargetHeads(copy.deepcopy(heads), prototypes, width, cls_width), objective)
         self.student_heads = heads
 
     def targets(
@@ -40,7 +42,7 @@ class EmaHeadTeacher(Teacher):
         return self.heads.targets(detached, self.objective, temperature, learn)
 
     def follow(self, momentum: float) -> None:
-        assert self.heads is not None
+        assert self.heads is not None and self.heads.heads is not None
         average.follow(self.heads.heads, self.student_heads, momentum)
 
 
@@ -49,15 +51,17 @@ class StudentAsTeacher(EmaHeadTeacher):
 
     mode = "none"
 
-    def __init__(self, heads: Heads, objective: ObjectiveConfig, prototypes: int, width: int | None):
-        Teacher.__init__(self, TargetHeads(heads, prototypes, width), objective)
+    def __init__(
+        self, heads: Heads, objective: ObjectiveConfig, prototypes: int, width: int | None, cls_width: int | None
+    ):
+        Teacher.__init__(self, TargetHeads(heads, prototypes, width, cls_width), objective)
 
     def follow(self, momentum: float) -> None:
         """Nothing to average."""
 
     def to(self, device):  # the heads are trained: only the centres move and stay without gradient
         assert self.heads is not None
-        for module in (self.heads.cls_center, self.heads.patch_center, self.heads.feature_norm):
+        for module in (self.heads.cls_center, self.heads.patch_center, self.heads.feature_norm, self.heads.cls_norm):
             if module is not None:
                 module.to(device)
         return self

@@ -51,7 +51,7 @@ def open_teacher(source: str) -> OpenedTeacher:
     learners = learners_of(checkpoint) if checkpoint is not None else {}
     name = learner_name(source, learners)
     learner = learners.get(name)
-    if checkpoint is None or learner is None or learner.get("heads") is None:
+    if checkpoint is None or learner is None or learner.get("heads") is None or _regressed(checkpoint):
         return OpenedTeacher(source, opened.facts, opened.model, None, 0)
     heads = _heads(checkpoint, learner, opened.model.image.width, own_teacher=name == "teacher")
     if checkpoint["teacher"]["mode"] == "ema" and not source.endswith(SPARE):
@@ -59,8 +59,8 @@ def open_teacher(source: str) -> OpenedTeacher:
     return OpenedTeacher(source, opened.facts, opened.model, heads, checkpoint["heads_config"]["prototypes"])
 
 
-def teacher_heads(source: str) -> tuple[HeadsConfig, int | None] | None:
-    """Sizes and feature width of the heads that `open_teacher(source)` finds; None without. Reads no weights."""
+def teacher_heads(source: str) -> HeadsConfig | None:
+    """Sizes of the heads that `open_teacher(source)` finds; None without. Reads no weights."""
     kind, where = split(source)
     if kind != "run":
         return None
@@ -69,17 +69,27 @@ def teacher_heads(source: str) -> tuple[HeadsConfig, int | None] | None:
     learner = learners.get(learner_name(source, learners))
     if checkpoint.get("teacher") is None or learner is None or learner.get("heads", {}) is None:
         return None
-    return HeadsConfig(**checkpoint["heads_config"]), checkpoint["teacher"]["feature_width"]
+    if _regressed(checkpoint):
+        return None
+    return HeadsConfig(**checkpoint["heads_config"])
+
+
+def _regressed(checkpoint: dict[str, Any]) -> bool:
+    """Whether a run regressed features: then some of its prototype heads were never trained."""
+    objective = checkpoint.get("config", {}).get("objective", {})
+    parts = [objective.get(name, {}) for name in ("cls", "patch")]
+    return any(part.get("weight", 0) > 0 and part.get("target") == "features" for part in parts)
 
 
 def _heads(saved: dict[str, Any], learner: dict[str, Any], trunk_width: int, own_teacher: bool) -> TargetHeads:
     """The heads and centres that `learner` teaches with."""
     config = HeadsConfig(**saved["heads_config"])
-    kept, width = saved["teacher"], saved["teacher"]["feature_width"]
-    heads = TargetHeads(Heads(trunk_width, config, width), config.prototypes, width)
+    kept = saved["teacher"]
+    own = Heads(trunk_width, config)
+    heads = TargetHeads(own, config.prototypes)
     followed_another = kept["mode"] == "frozen" or (kept["mode"] == "cotrained" and not own_teacher)
     if followed_another or kept["mode"] == "none":  # nothing of its own was averaged
-        heads.heads.load_state_dict(learner["heads"])
+        own.load_state_dict(learner["heads"])
     if not followed_another:
         heads.load_state_dict(kept["state"]["heads"], strict=kept["mode"] != "none")
     return heads

@@ -6,6 +6,7 @@ import pytest
 
 from distill.config.load import load_config
 from distill.config.recipes import header, shipped
+from distill.preflight.counts import count_models
 from teachers.meeting import plan
 
 RECIPES = shipped()
@@ -45,7 +46,7 @@ def test_full_size_recipes_have_the_papers_numbers(name):
     config = load_config(name).config
     objective = config.objective
     assert (objective.patch.weight, objective.cls.weight, objective.contrastive.weight) == (2.0, 1.0, 1.0)
-    assert (objective.patch.tokens, objective.patch.target, objective.patch.balance) == ("all", "prototypes", "center")
+    assert (objective.patch.tokens, objective.patch.target, objective.patch.balance) == ("all", "auto", "center")
     assert (config.captions.cls1, config.captions.cls2) == (["web"], ["synthetic", "detailed"])
     assert (config.views.locals, config.views.flip) == (6, 0.5)
     assert (config.text.context, config.vision.position_grid, config.heads.prototypes) == (64, 32, 32768)
@@ -83,7 +84,9 @@ def test_the_arms_of_the_comparison_differ_in_one_key():
 def test_released_teachers_need_no_heads_and_nothing_but_data(name):
     resolved = load_config(name)
     objective = resolved.config.objective
-    assert (objective.patch.target, objective.patch.tokens, objective.cls.weight) == ("features", "all", 0.0)
+    assert (objective.patch.target, objective.cls.target, objective.patch.tokens) == ("auto", "auto", "all")
+    counts = count_models(resolved.config)
+    assert counts.targets == "features: standardised by channel"
     assert resolved.config.mask.ratio == 0.0
     assert set(resolved.missing) <= {"data.shards", "text.tokenizer"}
 

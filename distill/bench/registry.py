@@ -31,6 +31,10 @@ BENCHMARKS: dict[str, tuple[str, str]] = {  # name: (module, one line)
     ),
     "contrast": ("distill.bench.contrast", "image-text contrast over a large batch, in parts or whole"),
     "checkpointing": ("distill.bench.checkpointing", "activation checkpointing: memory saved, time spent"),
+    "teacher_heads": (
+        "distill.bench.teacher_heads",
+        "a distillation step by where the teacher's targets come from",
+    ),
 }
 
 

@@ -93,6 +93,52 @@ def teacher_source(config: Config) -> Iterator[Finding]:
         )
 
 
+def teacher_heads(config: Config) -> Iterator[Finding]:
+    heads, mode, objective = config.teacher.heads, config.teacher.mode, config.objective
+    parts = ((objective.cls.weight, objective.cls.target), (objective.patch.weight, objective.patch.target))
+    targets = {target for weight, target in parts if weight > 0}
+    phi_s, norm_key = objective.feature_norm == "phi_s", "objective.feature_norm"
+    given = [name for name in ("kind", "steps", "entropy") if is_set(config, f"teacher.heads.{name}")]
+    for name in given if mode != "frozen" else ():
+        key = f"teacher.heads.{name}"
+        text = f"{key}: only used with teacher.mode frozen (it is {mode}); leave it out"
+        yield Finding((key, "teacher.mode"), text)
+    if phi_s and mode != "frozen":
+        text = f"{norm_key}: phi_s is measured once, but with teacher.mode {mode} the features move; use standard"
+        yield Finding((norm_key, "teacher.mode"), text)
+    if phi_s and not targets & {"features", "auto" if mode == "frozen" else "features"}:
+        fix = "set objective.patch.target=features or objective.cls.target=features"
+        yield Finding((norm_key,), f"{norm_key}: phi_s, but no loss regresses features; {fix}")
+    if mode != "frozen":
+        return
+    keys = ("teacher.heads.kind", "objective.patch.target", "objective.cls.target")
+    wanted = bool(targets - {"features"})
+    if "kind" in given and not wanted:
+        text = f"teacher.heads.kind: {heads.kind}, but no loss compares prototypes; leave it out"
+        yield Finding(keys, f"{text}, or set objective.patch.target=prototypes")
+    made = heads.kind in ("fitted", "trained", "auto") and wanted
+    if "steps" in given and not (made or phi_s):
+        text = f"teacher.heads.steps: not used, as nothing is made before the first step (kind {heads.kind})"
+        yield Finding(("teacher.heads.steps", *keys), text, warning=True)
+    if "entropy" in given and (heads.kind not in ("fitted", "auto") or not wanted):
+        text = "teacher.heads.entropy: not used, as it is for teacher.heads.kind fitted alone"
+        yield Finding(("teacher.heads.entropy", *keys), text, warning=True)
+    yield from _enough_to_fit(config)
+
+
+def _enough_to_fit(config: Config) -> Iterator[Finding]:
+    """CLS prototypes of their own need at least as many images: nine in ten of the batches are clustered."""
+    heads, cls = config.teacher.heads, config.objective.cls
+    if heads.kind != "fitted" or config.heads.tied or cls.weight == 0 or cls.target == "features":
+        return
+    images, prototypes = (heads.steps - max(1, heads.steps // 10)) * config.train.batch, config.heads.prototypes
+    if images < prototypes:
+        keys = ("teacher.heads.steps", "heads.prototypes", "train.batch")
+        text = f"teacher.heads.steps: {heads.steps} batches give {images:,} CLS tokens to cluster, fewer than"
+        fix = f"raise it to {prototypes * 10 // (9 * config.train.batch) + 1} or more, or set heads.tied=true"
+        yield Finding(keys, f"{text} heads.prototypes ({prototypes:,}); {fix}")
+
+
 def one_student(config: Config) -> Iterator[Finding]:
     if len(config.students) > 1 and config.teacher.mode not in OTHER_MODELS:
         names = ", ".join(student.name for student in config.students)
@@ -206,5 +252,6 @@ def tokenizer(config: Config) -> Iterator[Finding]:
 
 
 RULES = (
-    archs, student_names, teacher_keys, teacher_source, one_student, student_starts, text_tower, tokenizer,
+    archs, student_names, teacher_keys, teacher_source, teacher_heads, one_student, student_starts, text_tower,
+    tokenizer,
 )  # fmt: skip

@@ -49,6 +49,8 @@ EVAL_TASKS = (  # `distill.evals.registry`, which cannot be imported here: it ne
     "instance",
 )
 DECODERS = ("auto", "pillow", "simplejpeg")
+TARGETS = ("auto", "prototypes", "features")
+HEAD_KINDS = ("auto", "own", "fitted", "trained")
 
 
 # ------------------------------------------------------------------------------------------------ data
@@ -144,6 +146,20 @@ class CacheConfig:
 
 
 @dataclass
+class TeacherHeadsConfig:
+    kind: str = opt(
+        "auto",
+        "a frozen teacher's prototypes; own: those of its source; fitted: spherical k-means on its features; "
+        "trained: a head trained on its frozen trunk; auto: own if the source has them, else fitted",
+        choices=HEAD_KINDS,
+    )
+    steps: int = opt(200, "batches before training by which heads are fitted or trained and phi_s is measured", low=2)
+    entropy: float = opt(
+        0.2, "with fitted: the mean entropy of its targets, as a share of log(prototypes)", above=0, below=1
+    )
+
+
+@dataclass
 class TeacherConfig:
     mode: str = opt(
         "ema_head",
@@ -172,6 +188,7 @@ class TeacherConfig:
     )
     momentum: MomentumConfig = opt(MomentumConfig, "schedule of the average")
     cache: CacheConfig = opt(CacheConfig, "targets kept on disk")
+    heads: TeacherHeadsConfig = opt(TeacherHeadsConfig, "prototypes of a frozen teacher, which released ones lack")
 
 
 @dataclass
@@ -226,7 +243,10 @@ class PatchConfig:
     weight: float = opt(2.0, "weight of the patch loss (beta)", low=0)
     tokens: str = opt("all", "supervised tokens: masked is iBOT, all is iBOT++", choices=TOKENS)
     target: str = opt(
-        "prototypes", "cross-entropy over prototypes, or normalised features", choices=("prototypes", "features")
+        "auto",
+        "cross-entropy over prototypes, or regression of normalised features; auto: prototypes, "
+        "and features for a frozen teacher that has no heads",
+        choices=TARGETS,
     )
     balance: str = opt("center", "what keeps prototypes in use", choices=("center", "sinkhorn"))
     student_temperature: float = opt(0.1, "sharpening of the student", above=0)
@@ -236,6 +256,12 @@ class PatchConfig:
 @dataclass
 class ClsConfig:
     weight: float = opt(1.0, "weight of the CLS loss, local crops to the teacher's global CLS-1 (alpha)", low=0)
+    target: str = opt(
+        "auto",
+        "cross-entropy over prototypes, or regression of normalised features; auto: prototypes, "
+        "and features for a frozen teacher that has no heads",
+        choices=TARGETS,
+    )
     balance: str = opt("center", "what keeps prototypes in use", choices=("center", "sinkhorn"))
     student_temperature: float = opt(0.1, "sharpening of the student", above=0)
     teacher_temperature: float = opt(0.07, "sharpening of the teacher", above=0)
@@ -261,6 +287,12 @@ class ObjectiveConfig:
     cls: ClsConfig = opt(ClsConfig, "CLS distillation")
     contrastive: ContrastiveConfig = opt(ContrastiveConfig, "image-text contrast")
     center_momentum: float = opt(0.9, "momentum of the prototype centres", low=0, high=1)
+    feature_norm: str = opt(
+        "standard",
+        "how regressed features are normalised; standard: mean 0 and variance 1 by channel; "
+        "phi_s: rotated until all channels vary alike, then one scale (frozen teachers)",
+        choices=("standard", "phi_s"),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ training

@@ -70,20 +70,26 @@ def prototype_patch_loss(
 
 
 def feature_patch_loss(student: Tensor, target: Tensor, mask: Tensor, tokens: str) -> PatchLoss:
-    """Regression of the teacher's patch features, as a uniform mean (see the module).
+    """Regression of the teacher's patch features, `feature_distance` as a uniform mean (see the module).
 
-    Per token: `(1 - cos(x, y)) + mean over channels of smooth_l1(x, y)`: the direction, which segmentation and
-    retrieval read, and the scale, which cosine alone leaves free; the pair used to distil several teachers (arXiv
-    2312.06709, 2408.05088). `student` `[B, N, D]`: a linear projection of the student's tokens. `target` `[B, N, D]`:
-    the teacher's, standardised per channel by `FeatureNorm`, so that a few large channels do not take over. `mask`,
-    `tokens` and errors as above; fp32.
+    `student` `[B, N, D]`: a linear projection of the student's tokens. `target` `[B, N, D]`: the teacher's, normalised
+    by `FeatureNorm` or `PhiSNorm`, so that a few large channels do not take over. `mask`, `tokens` and errors as above.
     """
-    with torch.autocast(student.device.type, enabled=False):
-        x, y = full(student), full(target.detach())
-        each = 1 - F.cosine_similarity(x, y, dim=-1) + F.smooth_l1_loss(x, y, reduction="none").mean(dim=-1)  # [B, N]
+    each = feature_distance(student, target)  # [B, N]
     keep = supervised(mask, tokens)
     own = each if keep is None else each[keep]
     return _uniform_mean(own.sum(), own.numel(), each.detach(), mask, tokens)
+
+
+def feature_distance(student: Tensor, target: Tensor) -> Tensor:
+    """`(1 - cos(x, y)) + mean over channels of smooth_l1(x, y)` of each token, in fp32; no gradient to `target`.
+
+    The direction, which segmentation and retrieval read, and the scale, which cosine alone leaves free; the pair used
+    to distil several teachers (arXiv 2312.06709, 2408.05088). `student`, `target` `[..., D]` -> `[...]`.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        x, y = full(student), full(target.detach())
+        return 1 - F.cosine_similarity(x, y, dim=-1) + F.smooth_l1_loss(x, y, reduction="none").mean(dim=-1)
 
 
 class FeatureNorm(nn.Module):

@@ -91,7 +91,7 @@ class PrototypeTargets:
     bottleneck: Tensor  # [..., d] the teacher's unit vectors
     directions: Tensor  # [K, d] the teacher's unit prototypes
     center: Tensor  # [K]
-    temperature: float
+    temperature: float | Tensor  # a scalar
 
     def select(self, keep: Tensor) -> PrototypeTargets:
         """The targets of the tokens where `keep` (bool, the leading shape) is True, in raster order."""

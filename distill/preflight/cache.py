@@ -10,6 +10,7 @@ from distill.errors import UserError
 from distill.models.sources import describe
 from students import parse_arch
 from teachers.cache_plan import CachePlan, plan_cache
+from teachers.heads.own import check_heads
 from teachers.sources import teacher_heads
 
 
@@ -33,9 +34,10 @@ def expected_cache(config: Config) -> CachePlan | str | None:
 
 def _widths(config: Config, source: str) -> tuple[int | None, int | None]:
     """Channels kept of CLS and of a patch; as `TargetHeads.embedded_widths` of the teacher that a run opens."""
-    objective, heads = config.objective, teacher_heads(source)
-    bottleneck = config.heads.bottleneck if heads is None else heads[0].bottleneck
-    cls = bottleneck if objective.cls.weight > 0 else None
-    if objective.patch.weight == 0:
-        return cls, None
-    return cls, describe(source).arch.width if objective.patch.target == "features" else bottleneck
+    objective, heads, features = config.objective, teacher_heads(source), describe(source).arch.width
+    kind = check_heads(config, source, heads.prototypes if heads else 0)
+    sizes = heads if kind == "own" and heads else config.heads
+    bottleneck = features if kind == "fitted" else sizes.bottleneck  # fitted prototypes lie among the features
+    parts = (objective.cls, objective.patch)
+    cls, patch = ((features if p.target == "features" else bottleneck) if p.weight > 0 else None for p in parts)
+    return cls, patch

@@ -124,8 +124,8 @@ def head_tokens(config: Config, model: Model) -> tuple[int, int]:
     """(tokens of the student's heads, tokens of the teacher's heads) per image."""
     patches = (config.views.global_size // model.arch.patch) ** 2
     objective = config.objective
-    on_patches = patches if objective.patch.weight > 0 and objective.patch.target == "prototypes" else 0
-    cls = objective.cls.weight > 0
+    on_patches = patches if objective.patch.weight > 0 and objective.patch.target != "features" else 0
+    cls = objective.cls.weight > 0 and objective.cls.target != "features"
     return on_patches + (config.views.locals if cls else 0), on_patches + (1 if cls else 0)
 
 

@@ -14,7 +14,6 @@ import students
 from distill.config.fields import MISSING
 from distill.config.schema import Config, StudentConfig
 from distill.data.sources import caption_texts, open_source, sampled_captions
-from distill.errors import UserError
 from distill.models.arch import Arch
 from distill.models.joint_heads import Heads
 from distill.models.pair import ImageTextModel
@@ -23,6 +22,10 @@ from distill.models.tokenizers import build_tokenizer
 from distill.models.tokenizers.words import split
 from distill.training.learner import Learner, freeze_unused
 from distill.training.receipts import count
+from teachers.heads import describe as describe_heads
+from teachers.heads import feature_widths, settle
+from teachers.heads.fitted import FittedHeads
+from teachers.heads.own import check_heads
 from teachers.meeting import Meeting, plan
 from teachers.sources import heads_phrase, teacher_heads
 
@@ -60,6 +63,7 @@ class Counts:
     notes: list[str]
     teacher: str | None = None  # the frozen teacher, in one line
     meeting: Meeting | None = None  # how its patches meet the students'
+    targets: str | None = None  # what gives its targets
 
 
 class _OnlySize:
@@ -72,7 +76,10 @@ class _OnlySize:
 def count_models(config: Config) -> Counts:
     """Counts what `config` builds. Open values (`???`) are assumed, and noted. Raises `UserError` for bad files."""
     notes: list[str] = []
-    opened = _frozen_teacher(config, notes) if config.teacher.mode == "frozen" else None
+    frozen = config.teacher.mode == "frozen"
+    if not frozen:
+        settle(config, has_heads=False)
+    opened = _frozen_teacher(config, notes) if frozen else None
     taken = opened.facts.vocabulary if opened is not None and config.text.init == "teacher" else None
     tokenizer: Any = _OnlySize(taken or _vocabulary(config, notes))
     given = [(student, config.objective.patch.tokens, "student") for student in config.students]
@@ -89,7 +96,7 @@ def count_models(config: Config) -> Counts:
     averaged = _averaged(config, learners)
     averaged += sum(count(learner.model) for s, learner in zip(config.students, learners) if s.ema is not None)
     untrained = sum(count(learner, False) for learner in learners)
-    line = meeting = None
+    line = meeting = targets = None
     if opened is not None:
         facts, heads = opened.facts, opened.heads
         sizes = (facts.image_parameters, facts.text_parameters, count(heads))
@@ -97,11 +104,12 @@ def count_models(config: Config) -> Counts:
         models.append(Model("teacher", "teacher (frozen)", *row))
         untrained += sum(sizes) + 1  # the temperature
         line = f"{facts.line()}  {heads_phrase(opened.prototypes)}"
+        targets = describe_heads(config, opened.kind)
         meeting = opened.meeting
         notes += [facts.missing] if facts.missing else []
     trained = sum(m.trained for m in models)
     length = _text_tokens(config)
-    return Counts(models, trained, averaged, untrained, tokenizer.vocabulary, length, notes, line, meeting)
+    return Counts(models, trained, averaged, untrained, tokenizer.vocabulary, length, notes, line, meeting, targets)
 
 
 def _learner(
@@ -114,11 +122,12 @@ def _learner(
 ) -> Learner:
     objective = config.objective
     model = students.build_model(student, config, tokenizer, device="meta")
-    width = None
-    if objective.patch.target == "features" and objective.patch.weight > 0:
-        width = opened.facts.arch.width if opened else (before[0].model if before else model).image.width
+    widths = feature_widths(
+        config, opened.facts.arch.width if opened else (before[0].model if before else model).image.width
+    )
     with torch.device("meta"):
-        heads = Heads(model.image.width, config.heads, width) if objective.cls.weight + objective.patch.weight else None
+        distils = objective.cls.weight + objective.patch.weight > 0
+        heads = Heads(model.image.width, config.heads, *widths) if distils else None
         learner = Learner(model, heads, objective, tokens, corrupts=config.mask.ratio > 0)
     if student in config.students:
         students.apply_freeze(model, student.freeze, config.text.freeze)
@@ -187,8 +196,9 @@ class _Frozen:
     """A frozen teacher, described without its weights."""
 
     facts: SourceFacts
-    heads: Heads | None  # on the meta device
-    prototypes: int
+    heads: nn.Module | None  # on the meta device
+    prototypes: int  # of its own heads, 0 without
+    kind: str | None  # where its prototypes come from
     meeting: Meeting
 
 
@@ -199,28 +209,14 @@ def _frozen_teacher(config: Config, notes: list[str]) -> _Frozen | None:
         return None
     facts = describe(source)
     sizes = teacher_heads(source)
-    heads = None
-    if sizes is not None:
-        with torch.device("meta"):
-            heads = Heads(facts.arch.width, *sizes)
-    prototypes = 0 if sizes is None else sizes[0].prototypes
-    _check_prototypes(config, source, prototypes or None)
+    prototypes = 0 if sizes is None else sizes.prototypes
+    kind = check_heads(config, source, prototypes)
+    with torch.device("meta"):
+        heads: nn.Module | None = None
+        if kind == "fitted":
+            heads = FittedHeads(facts.arch.width, config.heads.prototypes, config.heads.tied)
+        elif kind is not None:
+            heads = Heads(facts.arch.width, sizes if kind == "own" and sizes is not None else config.heads)
     patch = students.parse_arch(config.students[0].arch).patch
     meeting = plan(config.views.global_size, patch, facts.patch, config.teacher.meet)
-    return _Frozen(facts, heads, prototypes, meeting)
-
-
-def _check_prototypes(config: Config, source: str, prototypes: int | None) -> None:
-    patch = config.objective.patch
-    if not config.objective.cls.weight and (not patch.weight or patch.target == "features"):
-        return
-    if prototypes is None:
-        raise UserError(
-            f"teacher.source: {source} has no prototype heads; set objective.patch.target=features and "
-            "objective.cls.weight=0, or give a run that was trained with them"
-        )
-    if prototypes != config.heads.prototypes:
-        raise UserError(
-            f"heads.prototypes: {config.heads.prototypes}, but the heads of {source} have {prototypes}; "
-            f"set heads.prototypes={prototypes}"
-        )
+    return _Frozen(facts, heads, prototypes, kind, meeting)

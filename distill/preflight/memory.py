@@ -108,7 +108,7 @@ def _heads(config: Config, counts: Counts, images: int, precision: str) -> float
     kept: float = 0.0
     for model in (m for m in counts.models if m.role != "teacher (frozen)"):
         patches = _patches(config, model) if objective.patch.weight > 0 else 0
-        on_prototypes = patches if objective.patch.target == "prototypes" else 0
+        on_prototypes = patches if objective.patch.target != "features" else 0
         locals_ = config.views.locals if objective.cls.weight > 0 else 0
         hidden = low * 2 * heads.hidden * (heads.layers - 1) + 4.0 * 4 * heads.bottleneck
         kept += images * (on_prototypes + locals_) * hidden
@@ -127,7 +127,7 @@ def _heads(config: Config, counts: Counts, images: int, precision: str) -> float
 def _prototype_matrices(config: Config, counts: Counts, images: int) -> float:
     """Tokens x prototypes matrices alive at once: four chunks; with Sinkhorn-Knopp three whole ones besides."""
     patch, prototypes = config.objective.patch, config.heads.prototypes
-    if patch.weight == 0 or patch.target != "prototypes":
+    if patch.weight == 0 or patch.target == "features":
         return 0.0
     tokens = images * _patches(config, counts.models[0])
     kind = "cpu" if config.train.accelerator == "cpu" else "cuda"

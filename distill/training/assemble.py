@@ -23,6 +23,9 @@ from teachers.cotrained import CotrainedTeacher
 from teachers.ema import EmaTeacher
 from teachers.ema_head import EmaHeadTeacher, StudentAsTeacher
 from teachers.frozen import FrozenTeacher
+from teachers.heads import feature_widths, settle
+from teachers.heads.fitted import FittedHeads
+from teachers.heads.own import check_heads
 from teachers.meeting import plan
 from teachers.sources import OpenedTeacher, open_teacher
 from teachers.targets import TargetHeads
@@ -38,7 +41,6 @@ class Assembly:
     optimizers: dict[str, Optimizer]  # "students", and "teacher" when it is co-trained
     spares: dict[str, Spare]  # averages of students, by the student's name
     opened: OpenedTeacher | None  # the frozen teacher's source
-    feature_width: int | None  # width of regressed features; None for prototype targets
     unused: list[str]  # parameters without gradient because no loss reaches them
 
 
@@ -49,44 +51,29 @@ def assemble(cfg: Config, captions: Iterable[str]) -> Assembly:
     start from the same student.
     """
     opened = open_teacher(cfg.teacher.source) if cfg.teacher.mode == "frozen" and cfg.teacher.source else None
-    check_teacher(cfg, opened)
+    settle(cfg, has_heads=opened is not None and opened.heads is not None)
+    kind = check_heads(cfg, opened.source, opened.prototypes) if opened else None
     tokenizer = choose_tokenizer(cfg, opened, captions)
     models = [_student(cfg, student, tokenizer, cfg.seed + 1000 * i) for i, student in enumerate(cfg.students)]
     teacher_model = opened.model if opened else _cotrained_model(cfg, tokenizer)
     for model, student in zip(models, cfg.students):
         students.initialise(model, student, cfg, teacher_model)
-    width = _feature_width(cfg, models[0], teacher_model)
+    widths = feature_widths(cfg, (teacher_model or models[0]).image.width)
     learners = {
-        student.name: _learner(cfg, model, cfg.objective.patch.tokens, width, cfg.seed + 1000 * i + 1)
+        student.name: _learner(cfg, model, cfg.objective.patch.tokens, widths, cfg.seed + 1000 * i + 1)
         for i, (model, student) in enumerate(zip(models, cfg.students))
     }
-    teacher = _teacher(cfg, learners, opened, teacher_model, width)
+    if opened is not None and needs_heads(cfg):
+        teacher: Teacher = _frozen(cfg, opened, kind, models[0].image.patch, widths)
+    else:
+        teacher = _teacher(cfg, learners, teacher_model, widths)
     for student in cfg.students:
         students.apply_freeze(learners[student.name].model, student.freeze, cfg.text.freeze)
     distiller = Distiller(learners, teacher)
     unused = [f"{name}.{p}" for name, learner in distiller.learners().items() for p in freeze_unused(learner)]
     spares = {s.name: Spare(learners[s.name].model, s.ema) for s in cfg.students if s.ema is not None}
     optimizers = build_optimizers(cfg, distiller)
-    return Assembly(distiller, teacher, tokenizer, optimizers, spares, opened, width, unused)
-
-
-def check_teacher(cfg: Config, opened: OpenedTeacher | None) -> None:
-    """Refuses a frozen teacher that cannot give the targets the recipe asks for."""
-    if opened is None:
-        return
-    prototypes = cfg.objective.cls.weight > 0 or (
-        cfg.objective.patch.weight > 0 and cfg.objective.patch.target == "prototypes"
-    )
-    if prototypes and opened.heads is None:
-        raise UserError(
-            f"teacher.source={opened.source} has no prototype heads. Set objective.patch.target=features and "
-            f"objective.cls.weight=0, or use a run trained here."
-        )
-    if prototypes and opened.prototypes != cfg.heads.prototypes:
-        raise UserError(
-            f"heads.prototypes={cfg.heads.prototypes}, but the heads of teacher.source={opened.source} have "
-            f"{opened.prototypes}. Set heads.prototypes={opened.prototypes}."
-        )
+    return Assembly(distiller, teacher, tokenizer, optimizers, spares, opened, unused)
 
 
 def choose_tokenizer(cfg: Config, opened: OpenedTeacher | None, captions: Iterable[str]) -> Tokenizer:
@@ -109,49 +96,57 @@ def _cotrained_model(cfg: Config, tokenizer: Tokenizer) -> ImageTextModel | None
     return _student(cfg, as_student, tokenizer, cfg.seed + 500)
 
 
-def _feature_width(cfg: Config, student: ImageTextModel, teacher: ImageTextModel | None) -> int | None:
-    """Width of the features that patches regress, or None for prototype targets."""
-    if cfg.objective.patch.target != "features" or cfg.objective.patch.weight == 0:
-        return None
-    return (teacher or student).image.width
-
-
 def needs_heads(cfg: Config) -> bool:
     return cfg.objective.cls.weight > 0 or cfg.objective.patch.weight > 0
 
 
-def _learner(cfg: Config, model: ImageTextModel, tokens: str, width: int | None, seed: int) -> Learner:
+def _learner(
+    cfg: Config, model: ImageTextModel, tokens: str, widths: tuple[int | None, int | None], seed: int
+) -> Learner:
     torch.manual_seed(seed)
-    heads = Heads(model.image.width, cfg.heads, width) if needs_heads(cfg) else None
+    heads = Heads(model.image.width, cfg.heads, *widths) if needs_heads(cfg) else None
     return Learner(model, heads, cfg.objective, tokens, corrupts=cfg.mask.ratio > 0)
+
+
+def _frozen(
+    cfg: Config, opened: OpenedTeacher, kind: str | None, patch: int, widths: tuple[int | None, int | None]
+) -> FrozenTeacher:
+    """The frozen teacher with heads of `kind`, still to be made unless its own; `patch` is the students'."""
+    width, prototypes = opened.model.image.width, cfg.heads.prototypes
+    torch.manual_seed(cfg.seed + 2000)
+    heads = {
+        "own": lambda: opened.heads,
+        "fitted": lambda: TargetHeads(FittedHeads(width, prototypes, cfg.heads.tied), prototypes),
+        "trained": lambda: TargetHeads(Heads(width, cfg.heads), prototypes),
+        None: lambda: TargetHeads(None, prototypes),
+    }[kind]()
+    assert heads is not None
+    heads.with_norms(*widths, cfg.objective.feature_norm)
+    meeting = plan(cfg.views.global_size, patch, opened.facts.patch, cfg.teacher.meet)
+    return FrozenTeacher(opened.model, heads, cfg.objective, meeting, kind)
 
 
 def _teacher(
     cfg: Config,
     learners: dict[str, Learner],
-    opened: OpenedTeacher | None,
     teacher_model: ImageTextModel | None,
-    width: int | None,
+    widths: tuple[int | None, int | None],
 ) -> Teacher:
+    """A teacher made of what is trained."""
     if not needs_heads(cfg):
         return NoTargets(None, cfg.objective)
     first = next(iter(learners.values()))
     prototypes = cfg.heads.prototypes
-    if opened is not None:
-        heads = opened.heads or TargetHeads(Heads(opened.model.image.width, cfg.heads), prototypes)
-        heads = heads.with_feature_norm(width)
-        meeting = plan(cfg.views.global_size, first.model.image.patch, opened.facts.patch, cfg.teacher.meet)
-        return FrozenTeacher(opened.model, heads, cfg.objective, meeting)
     if cfg.teacher.mode == "cotrained":
         assert teacher_model is not None
-        learner = _learner(cfg, teacher_model, cfg.teacher.tokens, width, cfg.seed + 501)
+        learner = _learner(cfg, teacher_model, cfg.teacher.tokens, widths, cfg.seed + 501)
         assert learner.heads is not None
-        return CotrainedTeacher(learner, learner.heads, cfg.objective, prototypes, width)
+        return CotrainedTeacher(learner, learner.heads, cfg.objective, prototypes, *widths)
     assert first.heads is not None
     if cfg.teacher.mode == "ema":
-        return EmaTeacher(first.model.image, first.heads, cfg.objective, prototypes, width)
+        return EmaTeacher(first.model.image, first.heads, cfg.objective, prototypes, *widths)
     kinds = {"ema_head": EmaHeadTeacher, "none": StudentAsTeacher}
-    return kinds[cfg.teacher.mode](first.heads, cfg.objective, prototypes, width)
+    return kinds[cfg.teacher.mode](first.heads, cfg.objective, prototypes, *widths)
 
 
 def build_optimizers(cfg: Config, distiller: Distiller) -> dict[str, Optimizer]:

@@ -18,6 +18,8 @@ from distill.data.stream import StreamSource
 from distill.training.assemble import Assembly
 from distill.training.receipts import Receipts, count
 from teachers.cache_plan import CachePlan
+from teachers.frozen import FrozenTeacher
+from teachers.heads import describe
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -75,7 +77,9 @@ def banner(
 def _teacher(cfg: Config, assembly: Assembly) -> str:
     words = f"{cfg.teacher.mode}: {TEACHER_WORDS[cfg.teacher.mode]}"
     if assembly.opened is not None:
-        return f"{words}\n{assembly.opened.line()}"
+        line = f"{words}\n{assembly.opened.line()}"
+        teacher = assembly.teacher
+        return f"{line}\n{describe(cfg, teacher.kind)}" if isinstance(teacher, FrozenTeacher) else line
     if cfg.teacher.mode == "cotrained":
         return f"{words}, {cfg.teacher.arch}, supervises {cfg.teacher.tokens} tokens"
     return words
@@ -95,7 +99,7 @@ def objective_line(cfg: Config) -> str:
         captions += f", CLS-2~{'|'.join(cfg.captions.cls2)}" if cfg.captions.cls2 else ""
         parts.append(f"{objective.contrastive.weight:g} contrastive ({objective.contrastive.loss}; {captions})")
     if objective.cls.weight:
-        parts.append(f"{objective.cls.weight:g} cls ({cfg.views.locals} locals)")
+        parts.append(f"{objective.cls.weight:g} cls ({cfg.views.locals} locals, {objective.cls.target})")
     if objective.patch.weight:
         parts.append(
             f"{objective.patch.weight:g} patch ({objective.patch.tokens} tokens, "

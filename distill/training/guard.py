@@ -39,7 +39,7 @@ def diagnose(output: StepOutput) -> dict[str, Tensor]:
     signs = {"rank": effective_rank(output.clean.cls[:, 0])}
     if isinstance(output.targets.patch, PrototypeTargets | ReadyTargets):
         signs["patch_entropy"] = mean_use_entropy(output.targets.patch.chunk(slice(SAMPLE)))
-    if output.targets.cls is not None:
+    if isinstance(output.targets.cls, Tensor):
         signs["cls_entropy"] = mean_use_entropy(output.targets.cls)
     return signs
 

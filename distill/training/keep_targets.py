@@ -58,9 +58,10 @@ def marks(cfg: Config, teacher: FrozenTeacher, plan: CachePlan) -> dict[str, Any
     assert teacher.heads is not None
     views = cfg.views
     return {
-        "teacher": weights_digest((teacher.model.image, teacher.heads.heads)),
+        "teacher": weights_digest(m for m in (teacher.model.image, teacher.heads.heads) if m is not None),
         "meeting": asdict(teacher.meeting),
         "patch_target": cfg.objective.patch.target,
+        "cls_target": cfg.objective.cls.target,
         "shape": asdict(plan.shape),
         "seed": cfg.seed,
         "samples": plan.samples,

@@ -15,7 +15,7 @@ from distill.config.schema import ObjectiveConfig
 from distill.models.joint_heads import Heads
 from distill.models.pair import ImageTextModel
 from distill.models.vision import ImageOutput, Views
-from distill.objectives.cls_distillation import cls_distillation_loss
+from distill.objectives.cls_distillation import cls_distillation_loss, feature_cls_loss
 from distill.objectives.patch_distillation import PatchLoss, feature_patch_loss, prototype_patch_loss
 from distill.training.negatives import Features, Slopes
 from distill.views.batch import Batch
@@ -48,7 +48,7 @@ class Learner(nn.Module):
 
     Args:
         model: image tower, text tower, temperature.
-        heads: prototype heads h_s (and the feature projection when patches regress features).
+        heads: prototype heads h_s (and the feature projections where features are regressed).
         objective: weights and temperatures.
         tokens: supervised tokens, `masked | visible | all`.
         corrupts: whether the student's view is masked at all (mask ratio > 0).
@@ -116,10 +116,13 @@ class Learner(nn.Module):
             total = total + objective.patch.weight * patch.total
         return Losses(total, parts)
 
-    def _cls(self, pixels: Pixels, views: Views, target: Tensor) -> Tensor:
+    def _cls(self, pixels: Pixels, views: Views, target: Tensor | FeatureTargets) -> Tensor:
         """Local crops' CLS-1 to the teacher's global CLS-1 (Eq. 1)."""
         assert self.heads is not None
         cls = (views.crops or self.model.image(pixels.locals)).cls[:, 0]  # [B*M, D]
+        if isinstance(target, FeatureTargets):
+            guess = self.heads.predict_cls_features(cls)  # [B*M, D_teacher]
+            return feature_cls_loss(guess.unflatten(0, (len(target.features), -1)), target.features)
         logits = self.heads.cls(cls).unflatten(0, (len(target), -1))  # [B, M, K]
         return cls_distillation_loss(logits, target, self.objective.cls.student_temperature)
 
@@ -154,13 +157,23 @@ def freeze_unused(learner: Learner) -> list[str]:
             unused.append("logit_bias")
     if objective.patch.weight == 0 or not learner.corrupts:
         unused += [n for n, _ in learner.named_parameters() if n.split(".")[-1] == "mask_token"]
-    if learner.heads is not None and learner.heads.own_patch is not None and objective.patch.weight == 0:
-        unused += [f"heads.own_patch.{n}" for n, _ in learner.heads.own_patch.named_parameters()]
-    if learner.heads is not None and objective.cls.weight == 0:
-        cls_only = learner.heads.own_patch is not None or objective.patch.target == "features"
-        unused += [f"heads.shared.{n}" for n, _ in learner.heads.shared.named_parameters()] if cls_only else []
+    unused += _unused_heads(learner)
     names = set(unused)
     for name, parameter in learner.named_parameters():
         if name in names:
             parameter.requires_grad_(False)
     return sorted(names)
+
+
+def _unused_heads(learner: Learner) -> list[str]:
+    """Parameters of prototype heads whose losses are off or regress features instead."""
+    heads, objective = learner.heads, learner.objective
+    if heads is None:
+        return []
+    on_cls, on_patches = (p.weight > 0 and p.target != "features" for p in (objective.cls, objective.patch))
+    unused = []
+    if not on_cls and (heads.own_patch is not None or not on_patches):
+        unused += [f"heads.shared.{n}" for n, _ in heads.shared.named_parameters()]
+    if heads.own_patch is not None and not on_patches:
+        unused += [f"heads.own_patch.{n}" for n, _ in heads.own_patch.named_parameters()]
+    return unused

@@ -20,6 +20,7 @@ from distill.config.schema import Config
 from distill.data.loader import Failures
 from distill.models.sharding import whole
 from distill.objectives.distributed import all_reduce_mean, all_reduce_sum
+from distill.objectives.prototypes import PrototypeTargets
 from distill.training.distiller import Distiller, StepOutput
 from distill.training.guard import Guard, diagnose
 from distill.training.metrics import MetricLog
@@ -182,7 +183,9 @@ def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, d
     averaged = {name: means.sums[name] / means.counts[name].clamp_min(1) for name in means.sums if name != "loss"}
     averaged = {n: torch.where(means.counts[n] > 0, v, torch.nan) for n, v in averaged.items()}
     loss = means.sums["loss"] / len(micro)
-    extra = {"teacher_temperature": torch.tensor(temperature)}
+    patch = output.targets.patch  # fitted heads have a temperature of their own
+    used = patch.temperature if isinstance(patch, PrototypeTargets) else temperature
+    extra = {"teacher_temperature": torch.as_tensor(used, device=fabric.device)}
     if norm is not None:
         extra["gradient_norm"] = norm
     return StepOutput(loss, averaged, output.clean, output.targets), extra

@@ -34,6 +34,7 @@ from distill.training.metrics import MetricLog
 from distill.training.progress import TrainingProgress
 from distill.training.receipts import receipts
 from distill.training.strategy import make_fabric, processes_here, spread
+from distill.training.teacher_heads import prepare_teacher
 
 TOKENIZER_CAPTIONS = 20_000  # captions read to train the word tokenizer
 
@@ -84,6 +85,7 @@ def run(
     fabric = make_fabric(cfg)
     source = open_source(cfg.data)
     assembly = assemble(cfg, caption_texts(source, cfg.captions.cls1 + cfg.captions.cls2, TOKENIZER_CAPTIONS))
+    record_settled(resolved)
     kept = plan_targets(cfg, assembly.teacher, source)
     counts = receipts(assembly.distiller, assembly.teacher, assembly.spares)
     if fabric.is_global_zero:
@@ -97,16 +99,18 @@ def run(
     state = training_state(cfg, fabric, assembly, Failures(cfg.data.max_error_rate, getattr(source, "failures", ())))
     if resume:
         state_io.restore(state, assembly, folder / "checkpoints")
-    if state.step == 0:
-        torch.manual_seed(cfg.seed + 7919 * (fabric.global_rank + 1))  # dropout and drop path, apart on every rank
+    trunk = next(iter(assembly.distiller.learners().values())).model.image
+    grid = trunk.grid(cfg.views.global_size, cfg.views.global_size)
+    prepare_teacher(state, assembly.tokenizer, source, grid, console)
     if kept is not None:
         keep_targets(cfg, assembly.teacher, kept)
-    trunk = next(iter(assembly.distiller.learners().values())).model.image
+    if state.step == 0:
+        torch.manual_seed(cfg.seed + 7919 * (fabric.global_rank + 1))  # dropout and drop path, apart on every rank
     loader = build_loader(
         source,
         cfg,
         assembly.tokenizer,
-        grid=trunk.grid(cfg.views.global_size, cfg.views.global_size),
+        grid=grid,
         start_step=state.step,
         rank=fabric.global_rank,
         world=fabric.world_size,
@@ -179,6 +183,19 @@ def settle_hardware(resolved: Resolved) -> None:
     if train.threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         resolved.set_auto("train.threads", max(1, cores // here))
+
+
+def record_settled(resolved: Resolved) -> None:
+    """Records what `auto` turned out to be for the teacher that was opened, for the papers of the run."""
+    objective, heads = resolved.config.objective, resolved.config.teacher.heads
+    settled = {
+        "objective.cls.target": objective.cls.target,
+        "objective.patch.target": objective.patch.target,
+        "teacher.heads.kind": heads.kind,
+    }
+    for key, value in settled.items():
+        if resolved.values[key].value != value:
+            resolved.set_auto(key, value)
 
 
 def cpu_multiplies_bf16() -> bool:

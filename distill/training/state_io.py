@@ -18,6 +18,7 @@ from distill.training.fingerprint import fingerprint, refuse_other_objective
 from distill.training.learner import Learner
 from distill.training.loop import TrainState
 from distill.training.spare import Spare
+from teachers.frozen import FrozenTeacher
 
 
 def save(state: TrainState, assembly: Assembly, folder: Path) -> None:
@@ -78,10 +79,27 @@ def start_stage(assembly: Assembly, source: str) -> None:
             raise UserError(f"train.stage_from={source}: student '{name}' has other shapes: {reason}") from error
     for name, spare in assembly.spares.items():
         spare.restart(saved["students"][name].get("ema"))
-    if saved["teacher"]["mode"] == assembly.teacher.mode:
+    if saved["teacher"]["mode"] == assembly.teacher.mode and _same_teacher(saved, assembly):
         if assembly.distiller.teacher_learner is not None:
             _load_learner(assembly.distiller.teacher_learner, saved["teacher_learner"])
         assembly.teacher.load(saved["teacher"]["state"])
+
+
+def _same_teacher(saved: dict[str, Any], assembly: Assembly) -> bool:
+    """Whether what a run made for its frozen teacher's targets serves this one's: the same teacher and kind of heads.
+
+    Where it does not, it is made anew. True in every other mode.
+    """
+    teacher = assembly.teacher
+    if not isinstance(teacher, FrozenTeacher):
+        return True
+    assert assembly.opened is not None
+    identity = (assembly.opened.sha256, assembly.opened.source if assembly.opened.sha256 is None else None)
+    before = saved["teacher"]
+    was = (before["sha256"], before["source"] if before["sha256"] is None else None)
+    then, now = before["state"]["heads"], teacher.state()["heads"]
+    shapes = [{name: value.shape for name, value in made.items()} for made in (then, now)]
+    return was == identity and shapes[0] == shapes[1]
 
 
 def _content(state: TrainState, assembly: Assembly, rng: list[dict[str, Any]]) -> dict[str, Any]:
@@ -104,7 +122,6 @@ def _content(state: TrainState, assembly: Assembly, rng: list[dict[str, Any]]) -
             "mode": state.teacher.mode,
             "source": state.cfg.teacher.source,
             "sha256": assembly.opened.sha256 if assembly.opened else None,
-            "feature_width": assembly.feature_width,
             "state": state.teacher.state(),
         },
         "optimizers": {name: optimizer.state_dict() for name, optimizer in state.optimizers.items()},

@@ -17,6 +17,9 @@ DISTIL = SMALL + "teacher: {mode: frozen, source: run:t}\n"
 COTRAINED = SMALL + "teacher: {mode: cotrained, arch: S/8}\n"
 TWO = DISTIL.replace("[{name: s, arch: tiny/8}]", "[{name: a, arch: tiny/8}, {name: b, arch: S/8}]")
 
+PROTOTYPES = ["objective.patch.target=prototypes", "objective.cls.target=prototypes"]
+REGRESS = ["objective.patch.target=features", "objective.cls.target=features"]
+
 REFUSED = [
     # views, mask
     (SMALL, ["views.global_size=60"], "views.global_size: 60 is not a multiple of the patch of student 's' (8)"),
@@ -74,6 +77,16 @@ REFUSED = [
     (DISTIL, ["teacher.source=runs/x"], "write run:runs/x for a run's folder"),
     (DISTIL, ["teacher.source=rum:x"], "unknown kind 'rum' in 'rum:x'. Did you mean 'run'?"),
     (DISTIL, ["teacher.source='run:'"], "names nothing after the colon; write run:PATH"),
+    (SMALL, ["teacher.heads.kind=fitted"], "teacher.heads.kind: only used with teacher.mode frozen (it is ema_head)"),
+    (COTRAINED, ["teacher.heads.steps=9"], "teacher.heads.steps: only used with teacher.mode frozen (it is cotrained)"),
+    (DISTIL, ["teacher.heads.kind=fitted", *REGRESS], "teacher.heads.kind: fitted, but no loss compares prototypes"),
+    (
+        DISTIL,
+        ["teacher.heads.kind=fitted", "heads.tied=false", "heads.prototypes=1441"],
+        "200 batches give 1,440 CLS tokens to cluster, fewer than heads.prototypes (1,441); raise it to 201 or more",
+    ),
+    (SMALL, ["objective.feature_norm=phi_s", *REGRESS], "phi_s is measured once, but with teacher.mode ema_head"),
+    (DISTIL, ["objective.feature_norm=phi_s", *PROTOTYPES], "feature_norm: phi_s, but no loss regresses features"),
     (COTRAINED, ["teacher.arch=Q/8"], "teacher.arch: Unknown size 'Q'"),
     # students
     (SMALL, ["students=[{name: a}, {name: b}]"], "students: 2 (a, b), but with teacher.mode ema_head"),
@@ -165,6 +178,11 @@ ALLOWED = [
     (DISTIL, ["students.init=selection", "text.init=selection"]),
     (COTRAINED, ["students.init=selection", "students.layers=[0,2,4,6,8,10]"]),
     (DISTIL, ["text.init=teacher", "text.freeze=true"]),
+    (DISTIL, ["teacher.heads.kind=fitted", "heads.tied=false", "heads.prototypes=1440"]),
+    (DISTIL, ["teacher.heads.kind=trained", "teacher.heads.steps=9"]),
+    (DISTIL, ["teacher.heads.entropy=0.5"]),
+    (DISTIL, ["objective.feature_norm=phi_s"]),
+    (DISTIL, ["objective.feature_norm=phi_s", "teacher.heads.steps=9", *REGRESS]),
     (TWO, []),
     (TWO, ["teacher.mode=cotrained", "teacher.source=null", "teacher.arch=S/8", "teacher.tokens=all"]),
     (COTRAINED, ["teacher.arch=tiny/8", "students.init=layers", "students.layers=[0,1,2,3,4,5]"]),
@@ -182,6 +200,9 @@ WARNED = [
     (DISTIL, ["teacher.cache.epochs=3"], "teacher.cache.epochs: not used, as teacher.cache.path is null"),
     (DISTIL, ["teacher.momentum.start=0.9"], "teacher.momentum.start: not used"),
     (DISTIL, ["students.init=teacher", "students.depth=3"], "students.0.depth: with init teacher"),
+    (DISTIL, ["teacher.heads.kind=own", "teacher.heads.steps=9"], "nothing is made before the first step (kind own)"),
+    (DISTIL, ["teacher.heads.steps=9", *REGRESS], "teacher.heads.steps: not used, as nothing is made"),
+    (DISTIL, ["teacher.heads.kind=trained", "teacher.heads.entropy=0.5"], "teacher.heads.entropy: not used"),
     (DISTIL, ["objective.patch.weight=0", "objective.cls.weight=0"], "a teacher is loaded but gives no targets"),
     (DISTIL, ["text.init=teacher", "text.freeze=true", "students.freeze=[text]"], "text is already frozen"),
     (SMALL, ["text.tokenizer=clip", "text.vocabulary=99"], "text.vocabulary: not used"),

@@ -12,11 +12,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.objectives.cls_distillation import cls_distillation_loss
+from distill.objectives.cls_distillation import cls_distillation_loss, feature_cls_loss
 from distill.objectives.contrastive import contrastive_loss, contrastive_loss_plain
 from distill.objectives.distributed import all_gather_with_grad, all_reduce_max, all_reduce_mean, all_reduce_sum
+from distill.objectives.moments import Moments
 from distill.objectives.patch_distillation import FeatureNorm, feature_patch_loss, prototype_patch_loss
 from distill.objectives.prototypes import Center, PrototypeTargets, prototype_usage, sinkhorn
+from teachers.heads.calibration import mean_entropy
+from teachers.heads.kmeans import SphericalKMeans
 
 IMAGES, PATCHES, WIDTH, PROTOTYPES = 6, 6, 5, 7
 # Masked patches of each image: unequal over images, over two ranks (6 and 3) and over three (6, 2, 1).
@@ -73,6 +76,7 @@ def compute(rank: int, ranks: int) -> dict[str, Tensor]:
         )
     logits = patches[own] @ directions.T
     record("cls", lambda w: cls_distillation_loss(patches[own] @ w @ directions.T, targets.probs()[:, 0], 0.2))
+    record("feature cls", lambda w: feature_cls_loss(patches[own] @ w, teacher[own][:, 0]))
 
     balanced = sinkhorn(logits, 0.1)
     out["sinkhorn"] = all_gather_with_grad(balanced)
@@ -87,6 +91,16 @@ def compute(rank: int, ranks: int) -> dict[str, Tensor]:
     out["first norm"] = all_gather_with_grad(norm(3 + 2 * teacher[own]))
     norm.tick(0.9)
     out |= {"norm mean": norm.mean, "norm var": norm.var}
+    clusters = SphericalKMeans(3, WIDTH, seed=0)
+    clusters.sums, clusters.counts, clusters.recent = directions[:3].clone(), *torch.ones(2, 3).double()
+    clusters.seeded = 3
+    clusters.add(patches[own].flatten(0, 1))
+    out |= {"clusters": clusters.centroids(), "clusters won": clusters.counts}
+    out["clusters drawn again"] = torch.tensor(clusters._draw(patches[own].flatten(0, 1), 5).shape).double()
+    out["entropy"] = torch.tensor(mean_entropy(patches[own].flatten(0, 1) @ directions.T, 0.3))
+    moments = Moments(WIDTH)
+    moments.add(teacher[own])
+    out |= {"moments mean": moments.mean(), "moments covariance": moments.covariance()}
     out["sum"] = all_reduce_sum(images[own].sum(dim=0))
     out["max"] = all_reduce_max(images[own].amax(dim=0))
     return out

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from distill.errors import UserError
-from distill.objectives.cls_distillation import cls_distillation_loss
+from distill.objectives.cls_distillation import cls_distillation_loss, feature_cls_loss
 
 
 def test_it_is_the_mean_over_locals_and_images(unit, golden):
@@ -35,3 +35,15 @@ def test_low_precision_logits_are_raised_first(unit):
 def test_no_local_crops_are_refused(unit):
     with pytest.raises(UserError, match=r"Set views.locals to 1 or more"):
         cls_distillation_loss(torch.zeros(2, 0, 5), torch.full((2, 5), 0.2), 0.1)
+
+
+def test_feature_regression_is_the_mean_over_locals_and_images(unit, golden):
+    student, target = (3 * unit(3, 4, 5)).requires_grad_(), (2 * unit(3, 5)).requires_grad_()
+    terms = [golden.regression(student[b, m].tolist(), target[b].tolist()) for b in range(3) for m in range(4)]
+    loss = feature_cls_loss(student, target)
+    assert loss.item() == pytest.approx(sum(terms) / 12, rel=1e-12)
+    assert torch.autograd.gradcheck(lambda x: feature_cls_loss(x, target), (student,))
+    loss.backward()
+    assert target.grad is None
+    with pytest.raises(UserError, match=r"Set views.locals to 1 or more"):
+        feature_cls_loss(torch.zeros(2, 0, 5), torch.zeros(2, 5))

@@ -49,6 +49,7 @@ CHANGES = [
     {"teacher.mode": "cotrained", "teacher.arch": "tiny/8", "teacher.depth": 3},
     {"teacher.mode": "ema", "heads.tied": False},
     {"objective.patch.target": "features"},
+    {"objective.patch.target": "features", "objective.cls.target": "features"},
     {"objective.contrastive.weight": 0},
     {"objective.contrastive.loss": "sigmoid"},
     {"objective.patch.weight": 0},
@@ -110,7 +111,7 @@ def test_a_text_tower_taken_over_has_the_teachers_vocabulary(teacher_run):
 def test_a_teacher_that_does_not_fit_is_refused(teacher_run):
     folder, _ = teacher_run
     source = {**SMALL, "teacher.source": f"run:{folder}"}
-    with pytest.raises(UserError, match=r"have 64; set heads\.prototypes=64"):
+    with pytest.raises(UserError, match=r"have 64. Set heads\.prototypes=64"):
         counts_of("distill/scenes_tiny_student", {**source, "heads.prototypes": 128})
     with pytest.raises(UserError, match="Unknown student 'other'"):
         counts_of("distill/scenes_tiny_student", {**source, "teacher.source": f"run:{folder}#other"})

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from distill.config.schema import HeadsConfig, ObjectiveConfig, PatchConfig
+from distill.config.schema import ObjectiveConfig
 from distill.errors import UserError
-from distill.models.joint_heads import Heads
 from distill.models.vision import ImageOutput
 from teachers.frozen import FrozenTeacher
 from teachers.meeting import plan
@@ -43,15 +42,9 @@ def ramps(size: int) -> Tensor:
 @pytest.mark.parametrize(("view", "student", "teacher"), [(112, 14, 16), (112, 16, 14), (112, 8, 16), (112, 16, 8)])
 def test_targets_lie_where_the_students_patches_lie(meet, view, student, teacher):
     meeting = plan(view, student, teacher, meet)
-    objective = ObjectiveConfig(patch=PatchConfig(target="features"))
-    objective.cls.weight = 0
-    heads = TargetHeads(Heads(3, HeadsConfig(prototypes=4, hidden=4, bottleneck=2)), 4, 3)
-    opened = FrozenTeacher(SeerModel(teacher), heads, objective, meeting)
-    seen = []
-    heads._patch = lambda patches, *_: seen.append(patches)  # type: ignore[method-assign]
-    opened.targets(ramps(view), None, 0.07)
+    opened = FrozenTeacher(SeerModel(teacher), TargetHeads(None, 4), ObjectiveConfig(), meeting)
     side = view // student
-    (patches,) = seen
+    patches = opened.look(ramps(view)).patches
     assert patches.shape == (1, side * side, 3)
     maps = patches[0].unflatten(0, (side, side))  # [side, side, 3]
     centre = (torch.arange(side) + 0.5) / side

@@ -66,15 +66,15 @@ def test_a_run_without_averages_teaches_with_the_students_heads(train):
     assert same(open_teacher(f"run:{folder}").heads.heads, saved["students"]["student"]["heads"])
 
 
-def test_a_run_without_heads_is_refused_for_prototypes_and_serves_features(train):
+def test_a_run_without_heads_has_none_of_its_own_and_serves_features(train):
     plain, _ = train("plain", **{"objective.patch.weight": 0.0, "objective.cls.weight": 0.0})
     assert open_teacher(f"run:{plain}").heads is None
     frozen = {"teacher.mode": "frozen", "teacher.source": f"run:{plain}"}
-    with pytest.raises(UserError, match=r"has no prototype heads. Set objective.patch.target=features"):
-        train("b", **frozen)
+    with pytest.raises(UserError, match=r"has no prototype heads. Set teacher.heads.kind=fitted or trained"):
+        train("b", **frozen, **{"teacher.heads.kind": "own"})
     features = {"objective.patch.target": "features", "objective.cls.weight": 0.0}
     _, saved = train("c", **frozen, **features)
-    assert saved["teacher"]["state"]["feature_norm"]["ticks"] == 2
+    assert saved["teacher"]["state"]["heads"]["feature_norm.ticks"] == 2
 
 
 def test_bad_sources_and_other_heads_are_one_line(train, tmp_path):

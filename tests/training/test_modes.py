@@ -151,7 +151,7 @@ def test_a_frozen_teacher_stays_out_and_serves_several_students_with_one_pass(bu
     assert centre.abs().sum() > 0  # the teacher's own centre came with it
     names = [n for n, _ in assembly.distiller.named_parameters()]
     assert all(n.startswith("students.") for n in names)
-    assert set(assembly.teacher.state()) == {"forwards", "feature_norm"}
+    assert assembly.teacher.state() == {"forwards": 3, "prepared": True, "heads": {}}
     assert receipts(assembly.distiller, assembly.teacher).frozen == sum(
         p.numel() for m in assembly.teacher.modules().values() for p in m.parameters()
     )
@@ -244,6 +244,10 @@ def test_no_loss_needs_a_teacher_for_plain_contrast(build):
         {"mask.ratio": 0.0},
         {"objective.patch.target": "features"},
         {"objective.patch.target": "features", "objective.cls.weight": 0.0},
+        {"objective.patch.target": "features", "objective.cls.target": "features"},
+        {"objective.patch.target": "features", "heads.tied": False},
+        {"objective.cls.target": "features", "heads.tied": False},
+        {"objective.cls.target": "features", "objective.patch.weight": 0.0},
         {"objective.contrastive.loss": "sigmoid"},
         {"objective.patch.weight": 0.0, "objective.cls.weight": 0.0},
         {"captions.cls2": []},

@@ -61,7 +61,10 @@ def test_a_run_trains_and_evaluates_what_can_be(small_run, saved, source):
     assert set(results["teacher"]) == {"knn"}  # it has no text tower to compare patches with
     content = saved(folder)
     assert content["teacher"]["sha256"] is not None
-    assert content["teacher"]["feature_width"] == 64
+    assert content["teacher"]["state"]["heads"]["feature_norm.mean"].shape == (64,)
     assert not any(name.startswith("model") for name in content["teacher"]["state"])
+    keys = {"teacher.source": source, "objective.cls.weight": 1.0, "views.locals": 2, "eval.tasks": []}
+    content = saved(small_run("b", **FEATURES | keys).folder)  # its global CLS-1 is regressed too
+    assert content["teacher"]["state"]["heads"]["cls_norm.mean"].shape == (64,)
     with pytest.raises(UserError, match=r"timm:test_vit@.* has no prototype heads"):
-        small_run("b", **FEATURES | {"teacher.source": source, "objective.cls.weight": 1.0})
+        small_run("c", **FEATURES | keys | {"teacher.heads.kind": "own", "objective.cls.target": "prototypes"})
