@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.fabric import Fabric
 
+import students
 from distill.config.load import load_config
-from distill.config.schema import Config
+from distill.config.schema import Config, StudentConfig
 from distill.data.failures import Failures
-from distill.training.assemble import assemble
+from distill.models.joint_heads import Heads
+from distill.training.assemble import Assembly, assemble
+from distill.training.distiller import Distiller
 from distill.training.loop import TrainState, optimiser_step
 from distill.training.run import training_state
 from distill.training.strategy import PRECISIONS
 from distill.views.batch import Batch
 from distill.views.masks import draw_mask
+from teachers.frozen import FrozenTeacher
+from teachers.meeting import plan
+from teachers.targets import TargetHeads
 
 CAPTION_TOKENS = ((8, 20), (20, 48))  # shortest and longest caption of each CLS token: alt-texts, descriptions
 
@@ -47,13 +54,31 @@ def fake_batch(cfg: Config, vocabulary: int, seed: int = 0) -> Batch:
     return Batch(*map(torch.from_numpy, parts), index=torch.arange(size))
 
 
-def start(cfg: Config) -> TrainState:
-    """A run of `cfg` before its first step, on the CPU or the GPU the recipe asks for."""
+def start(cfg: Config, teacher: str | None = None) -> TrainState:
+    """A run of `cfg` before its first step, on the device the recipe asks for.
+
+    `teacher`: the size of a frozen teacher of random weights, in place of the recipe's teacher.
+    """
     precision = PRECISIONS[cfg.train.precision]
     fabric = Fabric(accelerator=cfg.train.accelerator, devices=1, precision=precision)
-    state = training_state(cfg, fabric, assemble(cfg, [WORDS]), Failures(1.0, ()))
+    assembly = assemble(cfg, [WORDS])
+    if teacher is not None:
+        assembly = with_frozen(cfg, assembly, teacher)
+    state = training_state(cfg, fabric, assembly, Failures(1.0, ()))
     state.module.train()
     return state
+
+
+def with_frozen(cfg: Config, assembly: Assembly, arch: str) -> Assembly:
+    """The same students after a frozen teacher of random weights."""
+    learners = assembly.distiller.learners()
+    model = students.build_model(StudentConfig(name="teacher", arch=arch), cfg, assembly.tokenizer)
+    heads = TargetHeads(Heads(model.image.width, cfg.heads), cfg.heads.prototypes)
+    patch = next(iter(learners.values())).model.image.patch
+    frozen = FrozenTeacher(
+        model, heads, cfg.objective, plan(cfg.views.global_size, patch, model.image.patch, "targets")
+    )
+    return replace(assembly, teacher=frozen, distiller=Distiller(learners, frozen))
 
 
 def one_step(state: TrainState, batch: Batch) -> torch.Tensor:

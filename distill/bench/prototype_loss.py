@@ -22,12 +22,14 @@ FULL = {"tokens": 4096, "width": 256, "prototypes": 32768}
 QUICK = {"tokens": 64, "width": 16, "prototypes": 256}
 
 
-def prepare(kind: str, tokens: int, width: int, prototypes: int) -> Callable[[], Any]:
+def prepare(kind: str, tokens: int, width: int, prototypes: int, device: str = "cpu") -> Callable[[], Any]:
     """A call that computes loss and gradients: `kind` chunked or plain."""
     torch.manual_seed(0)
-    unit = lambda *shape: F.normalize(torch.randn(*shape), dim=-1)  # noqa: E731
+    unit = lambda *shape: F.normalize(torch.randn(*shape, device=device), dim=-1)  # noqa: E731
     student, directions = unit(tokens, width).requires_grad_(), unit(prototypes, width).requires_grad_()
-    targets = PrototypeTargets(unit(tokens, width), unit(prototypes, width), torch.zeros(prototypes), 0.07)
+    targets = PrototypeTargets(
+        unit(tokens, width), unit(prototypes, width), torch.zeros(prototypes, device=device), 0.07
+    )
 
     def chunked() -> Any:
         return prototype_cross_entropy(student, directions, targets, 0.1).total

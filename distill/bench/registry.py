@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {  # name: (module, one line)
     "tiny_step": ("distill.bench.tiny_step", "a step of pretrain/scenes_tiny, packed or pass by pass"),
     "pretrain_step": ("distill.bench.pretrain_step", "a whole pretraining step, against one from lightly's blocks"),
     "pretrain_memory": ("distill.bench.pretrain_memory", "memory of that step, and of the one from lightly's blocks"),
+    "cuda": ("distill.bench.cuda", "full-size steps and the prototype loss on a GPU"),
     "kept_targets": ("distill.bench.kept_targets", "a frozen teacher's targets, read from disk or by a pass"),
     "plan": ("distill.bench.plan", "what distill plan says of time and memory, beside a measured step"),
     "data": ("distill.bench.data", "from a JPEG to its crops; procedural scenes"),

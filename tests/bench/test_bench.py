@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from distill import cli
+from distill.bench import cuda
 from distill.bench.measure import peak_memory
 from distill.bench.registry import BENCHMARKS
 from distill.bench.report import number
@@ -64,7 +66,6 @@ def test_the_ratio_says_how_many_times_better_ours_is():
 
 
 def _allocate(mib: int):
-    import torch
 
     return lambda: torch.ones(mib << 20, dtype=torch.uint8)
 
@@ -72,3 +73,22 @@ def _allocate(mib: int):
 @pytest.mark.parametrize("fresh", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_peak_memory_counts_the_call_alone(fresh):
     assert 60 < peak_memory(_allocate, 64, fresh=fresh) < 100
+
+
+@pytest.mark.parametrize("step", cuda.STEPS)
+def test_the_steps_for_a_gpu_run_in_small_on_a_cpu(step):
+    rate, share = cuda.model_rows(step, "cpu", quick=True)
+    assert (rate.what, rate.unit, share.unit) == (step, "steps/s", "share of the matrix rate")
+    assert rate.ours > 0
+    assert share.ours > 0
+
+
+def test_operations_are_counted_as_by_hand():
+    linear = torch.nn.Linear(7, 5)
+
+    class State:
+        step = staticmethod(lambda state, batch: linear(batch).sum().backward())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda.ours, "one_step", State.step)
+        assert cuda.count(None, torch.ones(3, 7)) == 2 * (2 * 3 * 7 * 5)  # the product, and the weight's gradient
