@@ -17,7 +17,7 @@ def report(capsys, recipe: str, *overrides: str) -> tuple[int, dict]:
     return status, json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", [name for name in shipped() if not name.startswith("eval/")])
 def test_every_shipped_recipe_passes(name, capsys):
     assert check(name, []) == 0
     assert "alid" in capsys.readouterr().out
@@ -149,7 +149,7 @@ def test_a_study_is_checked_as_a_whole(capsys):
         (
             "distill/l14_b14_from_tipsv2_g14",
             ("weights not here", "licence apache-2.0", "TIPSv2 g/14", "no normalisation", "2 CLS + patches of 14 px",
-             "position grid 32x32", "1,135.9 M image", "no heads", "targets one to one", "its weights are not on this"),
+             "position grid 32x32", "1,135.8 M image", "no heads", "targets one to one", "its weights are not on this"),
         ),
         (
             "distill/b16_from_siglip2_so400m",
