@@ -189,6 +189,19 @@ def test_filling_first_leaves_nothing_for_the_run_to_ask(small, small_run, keep,
     assert keep.passes == [8] * 6
 
 
+def test_filling_first_makes_the_heads_that_the_run_makes(small, small_run, keep):
+    """Fitted heads are made anew by the run, from the same images: its targets are those that were kept."""
+    heads = {"teacher.heads.kind": "fitted", "teacher.heads.steps": 3}
+    changes = keep(**heads, **{"train.steps": 3})
+    assert fill("pretrain/scenes_tiny", small(**changes)).computed == COUNT
+    assert keep.passes == [8] * (3 + 2)
+    kept = small_run("kept", **changes).folder
+    assert keep.passes == [8] * (3 + 2 + 3)  # the heads alone
+    assert torch.load(existing(kept / "checkpoints")[-1], weights_only=True)["teacher"]["state"]["forwards"] == 0
+    with pytest.raises(UserError, match=r"teacher: \w{32} there, \w{32} here"):
+        small_run("other", **changes | {"teacher.heads.steps": 2})
+
+
 @pytest.mark.slow
 def test_two_ranks_fill_one_cache_and_read_it(small, small_run, keep, tmp_path):
     changes = keep(**{"train.steps": 4, "optim.lr": 5e-4})
