@@ -33,7 +33,7 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.evals.cache import DenseCache, centres, draw_pixels, interpolate
 from distill.evals.datasets.base import DEPTH, EvalDataset
-from distill.evals.depth_metrics import DEPTH_METRICS, depth_metrics, eigen_crop
+from distill.evals.depth_metrics import DEPTH_METRICS, depth_metrics, eigen_crop, metric_samples
 from distill.evals.dpt_probe import DptProbe
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs, device_of
@@ -53,7 +53,7 @@ from distill.evals.task import (
 
 HEADS = ("linear", "dpt")
 EPS = {"linear": 0.1, "dpt": 0.001}
-RATES = {"linear": [1e-2], "dpt": [1e-3]}
+RATES = {"linear": [3e-2], "dpt": [1e-3]}
 POINTS = {"linear": 64, "dpt": 1024}
 RAISE = 4  # the linear head's logits, relative to the patch grid
 FOCUS = 0.15  # of the loss: how much a common factor in depth counts
@@ -68,7 +68,7 @@ class DepthOptions(TaskOptions):
     bins: int = 256
     cls: str = "with"  # linear: CLS-1 beside each patch, with or without
     channels: int | None = None  # dpt: of its maps (None: 256, or a third of the model's width where that is less)
-    lr: float | list | None = None  # peak learning rates, one or several (None: 0.01; dpt: 0.001)
+    lr: float | list | None = None  # peak learning rates, one or several (None: 0.03; dpt: 0.001)
     steps: int = 300
     images: int = 16  # a step
     points: int | None = None  # of each image a step (None: 64; dpt: 1024)
@@ -113,8 +113,8 @@ class Depth(Task):
         super().__init__(context, options)
         kind = LinearDepth if options.head == "linear" else DptDepth
         self.probe: LinearDepth | DptDepth = kind(context.model, options)
-        self.scores: list[list[Tensor]] = [[] for _ in options.rates]  # by rate, one [5] an image
-        self.constant: list[Tensor] = []
+        self.scores: list[dict[int, Tensor]] = [{} for _ in options.rates]  # by rate and image, [5]
+        self.constant: dict[int, Tensor] = {}
         self.total = torch.zeros(2, dtype=torch.float64)  # sum and number of the train split's depths
         self.images = self.train_images = self.pixels = self.without = 0
         self.ready = options.weights is not None
@@ -150,7 +150,9 @@ class Depth(Task):
                 raise UserError(self._none(self.context.dataset.train().name))
             self.probe.train()
             self.ready = True
-        for maps, truth in zip(self.probe.predict(batch), self._truth(batch)):  # maps [R, h, w]
+        for example, maps, truth in zip(
+            batch.examples, self.probe.predict(batch), self._truth(batch)
+        ):  # maps [R, h, w]
             valid = truth > 0
             if self.options.crop == "eigen":
                 valid &= eigen_crop(*truth.shape)
@@ -161,25 +163,29 @@ class Depth(Task):
             self.pixels += int(valid.sum())
             raised = F.interpolate(maps[:, None], size=truth.shape, mode="bilinear", align_corners=False)[:, 0].cpu()
             for scores, depth in zip(self.scores, raised):
-                scores.append(depth_metrics(depth[valid], truth[valid]))
+                scores[example.index] = depth_metrics(depth[valid], truth[valid])
             if self.train_images:
                 mean = (self.total[0] / self.total[1]).expand(int(valid.sum()))
-                self.constant.append(depth_metrics(mean, truth[valid]))
+                self.constant[example.index] = depth_metrics(mean, truth[valid])
 
     def outcome(self) -> Outcome:
         options = self.options
         if not self.images:
             raise UserError(self._none(self.context.dataset.name))
-        means = [torch.stack(scores).mean(0).tolist() for scores in self.scores]  # by rate, DEPTH_METRICS
+        means = [
+            torch.stack(list(scores.values())).mean(0).tolist() for scores in self.scores
+        ]  # by rate, DEPTH_METRICS
         best = min(range(len(means)), key=lambda at: means[at][0])
         metrics = dict(zip(DEPTH_METRICS, means[best]))
         metrics |= {f"rmse_lr{rate:g}": mean[0] for rate, mean in zip(options.rates, means)}
         counts = {"images": self.images, "train_images": self.train_images, "pixels": self.pixels}
         if self.constant:
-            metrics["rmse_constant"] = float(torch.stack(self.constant).mean(0)[0])
+            metrics["rmse_constant"] = float(torch.stack(list(self.constant.values())).mean(0)[0])
         if self.without:
             counts["images_without_depth"] = self.without
-        return Outcome(metrics, self.protocol(eps=EPS[options.head]), counts, {"best_lr": options.rates[best]})
+        details = {"best_lr": options.rates[best]}
+        per_image = metric_samples(DEPTH_METRICS, self.scores[best], self.constant)
+        return Outcome(metrics, self.protocol(eps=EPS[options.head]), counts, details, per_image)
 
     def _none(self, name: str) -> str:
         return f"{name}: no pixel has a depth between {self.options.min:g} and {self.options.max:g}. Set depth.max."

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from distill.evals.per_image import mean_samples
 
 DEPTH_METRICS = ("rmse", "abs_rel", "delta1", "delta2", "delta3")
 NORMAL_METRICS = ("rmse", "mean_angle", "share_11", "share_22", "share_30")
@@ -42,3 +47,13 @@ def normal_metrics(predicted: Tensor, truth: Tensor) -> Tensor:
     angle = torch.rad2deg(torch.atan2(sine, (p * t).sum(-1)))  # exact near 0 too, where acos is not
     shares = [(angle < limit).double().mean() for limit in ANGLES]
     return torch.stack([angle.square().mean().sqrt(), angle.mean(), *shares])
+
+
+def metric_samples(
+    names: Sequence[str], scores: Mapping[int, Tensor], constant: Mapping[int, Tensor]
+) -> dict[str, Any]:
+    """What a bootstrap needs: scores (and those of the constant answer, if any) `[len(names)]` by image."""
+    samples = {name: mean_samples({at: float(s[k]) for at, s in scores.items()}) for k, name in enumerate(names)}
+    if constant:
+        samples["rmse_constant"] = mean_samples({at: float(s[0]) for at, s in constant.items()})
+    return samples

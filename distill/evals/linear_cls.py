@@ -30,6 +30,7 @@ from distill.errors import UserError
 from distill.evals.datasets.base import LABELS, TRAIN, EvalDataset
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs, device_of
+from distill.evals.per_image import mean_samples
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Outcome, Task, TaskOptions, at_least, choice, rates_of, require_layers
 
@@ -80,6 +81,7 @@ class LinearClassification(Task):
         self.blocks = tuple(range(depth - self.counts_of_blocks[-1], depth))
         self.features: dict[str, list[Tensor]] = {"train": [], "test": []}  # parts [n, (1 + blocks) * D]
         self.labels: dict[str, list[int]] = {"train": [], "test": []}
+        self.indices: list[int] = []  # of the evaluated images with a label
         self.without = 0
         self.width = 0
 
@@ -96,6 +98,7 @@ class LinearClassification(Task):
 
     def read(self, batch: Batch) -> None:
         self._add("test", batch)
+        self.indices += [example.index for example in batch.examples if example.label is not None]
 
     def _add(self, split: str, batch: Batch) -> None:
         labels = [example.label for example in batch.examples]
@@ -126,19 +129,23 @@ class LinearClassification(Task):
         steps = options.steps or max(LEAST_STEPS, EPOCHS * math.ceil(len(train) / batch))
         rates = [rate * batch / RATE_BATCH for rate in options.rates]
         scores: dict[str, list[float]] = {}
+        per_image: dict[str, Any] = {}
         for name, columns in self._columns().items():
             heads = SgdHeads(columns.stop - columns.start, len(seen), rates, device_of(self.context.model))
             heads.train(train[:, columns], targets, batch, steps)
-            predicted = heads.predict(test[:, columns])  # [R, N]
-            scores[name] = (predicted == truth).float().mean(1).tolist()
+            hits = (heads.predict(test[:, columns]) == truth).double()  # [R, N]
+            scores[name] = hits.mean(1).tolist()
+            kept = hits[hits.mean(1).argmax()].tolist()
+            per_image[f"top1_{name}"] = mean_samples(dict(zip(self.indices, kept)))
         best = {f"top1_{name}": max(values) for name, values in scores.items()}
         commonest = targets.bincount().argmax()
+        per_image["top1"] = per_image[max(best, key=best.__getitem__)]
         metrics = {"top1": max(best.values()), **best, "top1_constant": float((truth == commonest).float().mean())}
         counts = {"images": len(truth), "train_images": len(train), "classes": len(seen), "steps": steps}
         if self.without:
             counts["images_without_label"] = self.without
         details = {"top1": {name: dict(zip(map(str, options.rates), values)) for name, values in scores.items()}}
-        return Outcome(metrics, self.protocol(momentum=MOMENTUM), counts, details)
+        return Outcome(metrics, self.protocol(momentum=MOMENTUM), counts, details, per_image)
 
     def _columns(self) -> dict[str, slice]:
         """Which columns of the features (mean patch, CLS of the last block, of the one before ...) each name has."""

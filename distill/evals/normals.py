@@ -27,7 +27,7 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.evals.cache import draw_pixels, interpolate
 from distill.evals.datasets.base import NORMALS, EvalDataset
-from distill.evals.depth_metrics import NORMAL_METRICS, normal_metrics
+from distill.evals.depth_metrics import NORMAL_METRICS, metric_samples, normal_metrics
 from distill.evals.dpt_probe import DptProbe
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs
@@ -60,14 +60,14 @@ class SurfaceNormals(Task):
     name = "normals"
     requires = (NORMALS,)
     headline = ("rmse", "share_11", "share_22", "share_30", "rmse_constant")
-    units = {"rmse": "°", "rmse_constant": "°"}  # noqa: RUF012
+    units = {"rmse": "°", "mean_angle": "°", "rmse_constant": "°"}  # noqa: RUF012
     Options = NormalsOptions
 
     def __init__(self, context: Context, options: NormalsOptions):
         super().__init__(context, options)
         self.probe = DptProbe(self.name, context.model, options, 3)
-        self.scores: list[Tensor] = []  # [5] an image
-        self.constant: list[Tensor] = []
+        self.scores: dict[int, Tensor] = {}  # by image, [5]
+        self.constant: dict[int, Tensor] = {}
         self.total = torch.zeros(3, dtype=torch.float64)  # of the train split's normals
         self.labelled = self.train_images = self.pixels = self.without = 0
 
@@ -114,21 +114,22 @@ class SurfaceNormals(Task):
             raised = F.interpolate(raw[None], size=valid.shape, mode="bilinear", align_corners=False)[0]
             found = F.normalize(raised, dim=0).permute(1, 2, 0).cpu()  # [H, W, 3]
             self.pixels += int(valid.sum())
-            self.scores.append(normal_metrics(found[valid], truth[valid]))
+            self.scores[example.index] = normal_metrics(found[valid], truth[valid])
             if self.train_images:
                 mean = F.normalize(self.total, dim=0).expand(int(valid.sum()), 3)
-                self.constant.append(normal_metrics(mean, truth[valid]))
+                self.constant[example.index] = normal_metrics(mean, truth[valid])
 
     def outcome(self) -> Outcome:
         if not self.scores:
             raise UserError(f"{self.context.dataset.name}: no pixel has a normal to score.")
-        metrics = dict(zip(NORMAL_METRICS, torch.stack(self.scores).mean(0).tolist()))
+        metrics = dict(zip(NORMAL_METRICS, torch.stack(list(self.scores.values())).mean(0).tolist()))
         counts = {"images": len(self.scores), "train_images": self.train_images, "pixels": self.pixels}
         if self.constant:
-            metrics["rmse_constant"] = float(torch.stack(self.constant).mean(0)[0])
+            metrics["rmse_constant"] = float(torch.stack(list(self.constant.values())).mean(0)[0])
         if self.without:
             counts["images_without_normals"] = self.without
-        return Outcome(metrics, self.protocol(), counts, {})
+        per_image = metric_samples(NORMAL_METRICS, self.scores, self.constant)
+        return Outcome(metrics, self.protocol(), counts, {}, per_image)
 
 
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:

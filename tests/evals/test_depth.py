@@ -82,10 +82,13 @@ def test_training_sees_the_depth_that_is_predicted(stub):
 @pytest.mark.parametrize("cls", ["with", "without"])
 def test_reads_depth_that_is_linear_in_the_features(stub, arrays, paint, cls):
     dataset = split(arrays, paint, 1, train=split(arrays, paint, 0))
-    result = depth.run(stub(torch.eye(5)), dataset, cls=cls, **QUICK)
-    assert result.metrics["rmse"] < 0.75 * result.metrics["rmse_constant"]
+    result = depth.run(stub(torch.eye(5)), dataset, cls=cls, lr=0.3, **QUICK)
+    assert result.metrics["rmse"] < 0.6 * result.metrics["rmse_constant"]
     assert result.metrics["delta1"] > 0.5
     assert result.counts == {"images": 8, "train_images": 8, "pixels": 8 * 24 * 24}
+    for name in ("rmse", "abs_rel", "delta1", "rmse_constant"):
+        values = result.per_image[name]["values"]
+        assert len(values) == 8 and np.mean(values) == pytest.approx(result.metrics[name], abs=1e-5)
     assert result.protocol["points"] == 64 and result.protocol["eps"] == 0.1
 
 
@@ -118,12 +121,12 @@ def test_unknown_and_distant_pixels_are_neither_fitted_nor_scored(stub, arrays, 
     clean = depth.run(
         stub(torch.eye(5)),
         split(arrays, paint, 1, train=split(arrays, paint, 0, change=spoiled(0)), change=spoiled(0)),
-        **QUICK,
+        steps=6,
     )
     assert clean.counts["pixels"] == 8 * 24 * 12
     for bad in (np.nan, 10.5, np.inf):
         train = split(arrays, paint, 0, change=spoiled(bad))
-        result = depth.run(stub(torch.eye(5)), split(arrays, paint, 1, train=train, change=spoiled(bad)), **QUICK)
+        result = depth.run(stub(torch.eye(5)), split(arrays, paint, 1, train=train, change=spoiled(bad)), steps=6)
         assert result.metrics == clean.metrics
 
 
@@ -158,10 +161,9 @@ def test_a_dpt_head_learns(tiny_model):
     dataset = open_dataset("scenes:32", samples=8)
     options = {"head": "dpt", "channels": 8, "images": 4, "points": 64}
     early = depth.run(tiny_model, dataset, steps=1, **options)
-    late = depth.run(tiny_model, dataset, steps=25, lr=5e-3, **options)
+    late = depth.run(tiny_model, dataset, steps=20, lr=5e-3, **options)
     assert late.metrics["rmse"] < 0.8 * early.metrics["rmse"]
     assert late.protocol["eps"] == 0.001 and late.protocol["points"] == 64
-    assert late.metrics == depth.run(tiny_model, dataset, steps=25, lr=5e-3, **options).metrics
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_a_dpt_head_learns(tiny_model):
     [
         ({"head": "dtp"}, "Did you mean 'dpt'"),
         ({"cls": "no"}, "Allowed: with, without"),
-        ({"crop": "garg"}, "Allowed: none, eigen"),
+        ({"crop": "garg"}, "Allowed: eigen, none"),
         ({"fit": "squre"}, "Did you mean 'square'"),
         ({"min": 0}, r"depth\.min = 0: it must be above 0"),
         ({"max": 0.0001}, r"depth\.max = 0\.0001: it must be above depth\.min"),

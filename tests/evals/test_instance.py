@@ -60,6 +60,15 @@ def test_among_the_rest_an_image_is_not_its_own_neighbour(stub, arrays, paint):
     assert result.counts == {"images": 4, "index_images": 4, "domains": 1}
 
 
+def test_a_domain_that_the_index_lacks_is_searched_among_the_rest(stub, arrays, paint):
+    train = shown(arrays, paint, [0, 1], [0, 1], ["cars", "cars"])
+    levels, labels, domains = [0, 3, 3, 4], [1, 2, 2, 3], ["cars", "toys", "toys", "toys"]
+    result = instance.run(stub(torch.eye(5)), shown(arrays, paint, levels, labels, domains, train=train))
+    assert result.details["domains"]["cars"]["recall1_cls1"] == 0
+    assert result.details["domains"]["toys"]["recall1_cls1"] == 1
+    assert result.counts == {"images": 3, "index_images": 2, "domains": 2, "images_without_match": 1}
+
+
 def test_queries_without_a_match_are_left_out_and_counted(stub, arrays, paint):
     train = shown(arrays, paint, [0, 1], [0, 1])
     dataset = shown(arrays, paint, [0, 1, 2], [0, 1, 2], train=train)

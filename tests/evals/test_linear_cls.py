@@ -69,6 +69,9 @@ def test_the_best_of_the_sweep_is_reported(stub, arrays, paint):
     result = linear_cls.run(stub(torch.eye(5)), classified(arrays, paint, 10, train=train), lr=[1e-9, 0.5], steps=40)
     for name, scores in result.details["top1"].items():
         assert result.metrics[f"top1_{name}"] == max(scores.values())
+        kept = result.per_image[f"top1_{name}"]["values"]
+        assert len(kept) == 10 and np.mean(kept) == pytest.approx(result.metrics[f"top1_{name}"])
+    assert np.mean(result.per_image["top1"]["values"]) == pytest.approx(result.metrics["top1"])
     assert result.details["top1"]["last1"]["1e-09"] < result.details["top1"]["last1"]["0.5"]
 
 
