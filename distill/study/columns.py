@@ -24,6 +24,7 @@ class Column:
 SEGMENTATION = "Zero-shot segmentation, mIoU %"
 PROBES = "Accuracy, %"
 RETRIEVAL = "Retrieval, recall@1 %"
+DEPTH = "Depth, RMSE"
 COST = "Cost"
 LOSS = "Patch loss at the end of training"
 CHANGE = "Change of the patch loss over training"
@@ -35,6 +36,7 @@ COLUMNS = (
     Column("knn/top1_cls1", PROBES, "k-NN", "k-NN"),
     Column("retrieval/i2t_r1_both", RETRIEVAL, "image to text", "R@1 i→t", otherwise="retrieval/i2t_r1_cls1"),
     Column("retrieval/t2i_r1_both", RETRIEVAL, "text to image", "R@1 t→i", otherwise="retrieval/t2i_r1_cls1"),
+    Column("depth/rmse", DEPTH, "linear probe", "depth", 1, 3, higher_is_better=False),
     Column("cost/parameters", COST, "parameters", "params", 1e-6, 2, " M", None),
     Column("cost/step_ms", COST, "step", "step", 1, 0, " ms", False),
     Column("cost/peak_memory_mb", COST, "peak memory", "memory", 1, 0, " MB", False),
@@ -56,6 +58,7 @@ CHANCE = {  # what guessing gets, by column
     "knn/top1_cls1": "knn/top1_constant",
     "retrieval/i2t_r1_both": "retrieval/chance_i2t_r1",
     "retrieval/t2i_r1_both": "retrieval/chance_t2i_r1",
+    "depth/rmse": "depth/rmse_constant",
 }
 
 

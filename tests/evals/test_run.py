@@ -70,7 +70,7 @@ def test_all_tasks_share_one_pass_a_split(stub, everything):
 
 
 def test_live_evaluation_may_run_every_task():
-    assert EVAL_TASKS == tuple(TASKS)
+    assert tuple(TASKS) == EVAL_TASKS
 
 
 def test_together_equals_alone_and_again(stub, everything):
