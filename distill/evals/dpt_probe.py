@@ -30,7 +30,7 @@ class DptSettings(Protocol):
 class DptProbe:
     """`add` the train split's batches, then `train`; or neither, with `settings.weights`."""
 
-    def __init__(self, task: str, model: Any, settings: Any, outputs: int):
+    def __init__(self, task: str, model: Any, settings: DptSettings, outputs: int):
         self.task, self.settings, self.outputs = task, settings, outputs
         self.device = device_of(model)
         self.blocks = tap_blocks(model.image.depth)

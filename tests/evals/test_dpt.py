@@ -37,7 +37,7 @@ def taps(width, grid, batch=2):
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
     """Heads of transformers' tipsv2_dpt with noise for weights, saved as they are published; and the model."""
-    transformers = pytest.importorskip("transformers", reason="extra: dev")
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
     module = pytest.importorskip("transformers.models.tipsv2_dpt.modeling_tipsv2_dpt", reason="transformers >= 5.10")
     vision = transformers.Tipsv2VisionConfig(
         hidden_size=32,
