@@ -41,6 +41,9 @@ class Encoder:
         cls, patches = self.image(images, values=values)
         return cls, patches.unflatten(1, self.image.grid(*images.shape[-2:]))
 
+    def encode_text(self, texts: list[str]) -> Tensor:
+        raise NotImplementedError("text features are given")
+
 
 @torch.no_grad()
 def ours_whole(model: Encoder, image: Tensor, texts: Tensor, mask: tuple[int, int]) -> Tensor:
@@ -62,15 +65,16 @@ def ours_slide(model: Encoder, image: Tensor, texts: Tensor, mask: tuple[int, in
 def plain_features(tower: VisionTower, image: Tensor) -> Tensor:
     """Value-path patches `[rows, columns, D]` of `[3, h, w]`, block by block."""
     patch, trunk = tower.patch, tower.trunk
+    blocks: list[Any] = list(trunk.blocks)
     size = [-(-side // patch) * patch for side in image.shape[1:]]
     pixels = F.interpolate(image[None], size=size, mode="bicubic", align_corners=False)
     tokens = tower.embed(pixels, None)
     prefix = [token for token in (trunk.cls_token, trunk.reg_token) if token is not None]
     x = torch.cat([*prefix, tokens], dim=1)
-    for block in trunk.blocks[:-1]:
+    for block in blocks[:-1]:
         x = x + block.attn.proj(plain_attention(block.attn, block.norm1(x)))
         x = x + block.mlp(block.norm2(x))
-    block: Any = trunk.blocks[-1]
+    block = blocks[-1]
     batch, count, width = x.shape
     value = block.attn.qkv(block.norm1(x)).reshape(batch, count, 3, width)[:, :, 2]
     x = x + block.attn.proj(value)

@@ -65,9 +65,9 @@ def _line(label: str, name: str, one: dict[str, Any], two: dict[str, Any]) -> Li
     if spread[0] is not None and spread[1] is not None and len(spread[0]) == len(spread[1]):
         same = [len(result["per_image"][name]["values"]) for result in (one, two)]
         paired = interval(spread[1] - spread[0]) if same[0] == same[1] else None
-    intervals = [None if values is None else interval(values) for values in spread]
+    own = [None if values is None else interval(values) for values in spread]
     unit = find_task(one["task"]).units.get(name)
-    return Line(label, one["dataset"], name, unit, one["metrics"][name], two["metrics"][name], *intervals, paired)
+    return Line(label, one["dataset"], name, unit, one["metrics"][name], two["metrics"][name], own[0], own[1], paired)
 
 
 def _bootstrap(samples: dict[str, Any] | None) -> Any:

@@ -134,8 +134,9 @@ def encode_parts(
     tokens = round_up(images.shape[2], model.image.patch) * round_up(images.shape[3], model.image.patch)
     most = max(1, TOKENS_PER_PART * model.image.patch**2 // tokens)
     parts = zip(*(encode(model, part, values, final) for part in images.split(most)))
-    cls, patches, value = (None if part[0] is None else torch.cat(part) for part in parts)
-    return cls, patches, value
+    cls, *paths = ((part[0] if part[0] is None else torch.cat(part)) for part in parts)
+    assert cls is not None
+    return cls, paths[0], paths[1]
 
 
 def encode_both(model: Encoder, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -24,7 +24,8 @@ def packed_linears(model: Any) -> Iterator[None]:
 
     The weights must not change inside.
     """
-    layers = [m for m in model.modules() if _pays(m)] if isinstance(model, nn.Module) and available() else []
+    modules = list(model.modules()) if isinstance(model, nn.Module) and available() else []
+    layers: list[Any] = [module for module in modules if _pays(module)]
     try:
         for layer in layers:
             weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())

@@ -102,7 +102,7 @@ def _features(model: Encoder, image: Image.Image, size: int) -> tuple[Tensor, Te
     height, width = target_size(image.height, image.width, size, model.image.patch, "short")
     pixels = to_tensor(image.convert("RGB"), height, width)[None].to(device_of(model))
     cls, final, value = encode(model, pixels, values=True)
-    assert value is not None
+    assert final is not None and value is not None
     return cls, final, value
 
 

@@ -28,8 +28,9 @@ def show_table(
     from rich.table import Table
 
     table = Table()
-    for heading in ("task", "dataset", "metric"):
+    for heading in ("task", "dataset"):
         table.add_column(heading, overflow="fold")
+    table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     if paper:
         table.add_column("paper", justify="right", no_wrap=True)
@@ -53,8 +54,9 @@ def show_comparison(lines: Sequence[Line], first: str, second: str) -> None:
     from rich.table import Table
 
     table = Table(caption="intervals: bootstrap over images, 95 %")
-    for heading in ("task", "dataset", "metric"):
+    for heading in ("task", "dataset"):
         table.add_column(heading, overflow="fold")
+    table.add_column("metric", no_wrap=True)
     for heading in (first, second, "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
     for at, line in enumerate(lines):

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from distill.errors import UserError, unknown
 from distill.evals.datasets.assemble import add_train, assemble, choose_train, require_items
@@ -77,7 +77,7 @@ class Benchmark(ABC):
             caption_field=field or self.field,
         )
         if fitted is not None:
-            options = {"split": fitted, "samples": samples, "size": size, "field": field}
+            options: dict[str, Any] = {"split": fitted, "samples": samples, "size": size, "field": field}
             add_train(dataset, partial(self.open, where, **options))
         return dataset
 

@@ -8,6 +8,7 @@ gtFine/{train,val}/CITY/*_gtFine_color.png                   colour-coded, where
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -104,7 +105,7 @@ def from_label_ids(path: Path) -> np.ndarray:
     return mapped(read_mask(path), {**dict.fromkeys(range(LABEL_IDS), IGNORE), **TRAIN_IDS}, path)
 
 
-READERS = {
+READERS: dict[str, Callable[[Path], np.ndarray]] = {
     "labelTrainIds": read_mask,
     "labelIds": from_label_ids,
     "color": partial(read_mask, colours={**COLOURS, **UNSCORED}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from distill.errors import UserError, unknown
 from distill.evals.datasets.assemble import add_train, assemble, choose_train, require_items
@@ -48,7 +49,7 @@ def open_folder(
         caption_field=field,
     )
     if train is not None:
-        again = {"split": train, "samples": samples, "size": size, "field": field}
+        again: dict[str, Any] = {"split": train, "samples": samples, "size": size, "field": field}
         add_train(dataset, partial(open_folder, root, **again))
     return dataset
 
