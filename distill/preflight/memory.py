@@ -79,10 +79,10 @@ def kept_bytes(arch: Arch, text: bool, precision: str, checkpointing: str = "non
     return 8.0 * width + low * (6 * width + attention + (1 + before) * hidden)
 
 
-def plain_tokens(config: Config, text: bool, tokens: int) -> int:
-    """`tokens` where attention over them is not fused, else 0: short sequences on a CPU, without dropout."""
-    dropout = config.text.dropout if text else 0.0
-    return tokens if config.train.accelerator == "cpu" and tokens <= PLAIN_UP_TO and not dropout else 0
+def plain_tokens(config: Config, text: bool, tokens: int, precision: str) -> int:
+    """`tokens` where attention over them is not fused, else 0: short sequences in bf16 on a CPU, without dropout."""
+    plain = config.train.accelerator == "cpu" and precision == "bf16" and not (text and config.text.dropout)
+    return tokens if plain and tokens <= PLAIN_UP_TO else 0
 
 
 def _activations(
@@ -95,7 +95,7 @@ def _activations(
         if one.trained:
             model, text = models[one.model], one.what == "text"
             depth = (config.text.layers or model.arch.text_layers) if text else model.depth
-            plain = plain_tokens(config, text, one.tokens)
+            plain = plain_tokens(config, text, one.tokens, precision)
             per_token = kept_bytes(model.arch, text, precision, layout.checkpointing, plain) * depth
             kept += images * one.sequences * one.tokens * (per_token + 8.0 * model.arch.width)  # embedding, last norm
     return kept
