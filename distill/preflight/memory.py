@@ -132,7 +132,7 @@ def _prototype_matrices(config: Config, counts: Counts, images: int) -> float:
     tokens = images * _patches(config, counts.models[0])
     kind = "cpu" if config.train.accelerator == "cpu" else "cuda"
     rows = min(tokens, max(CHUNK_ROWS, CHUNK_BYTES[kind] // (4 * prototypes)))
-    whole = 3 * tokens if patch.balance == "sinkhorn" else 0
+    whole = 3.0 * tokens if patch.balance == "sinkhorn" else 0
     return 4.0 * prototypes * (4 * rows + whole)
 
 
@@ -154,7 +154,7 @@ def _working(
     largest = 0.0
     for one in passes:
         arch, text = models[one.model].arch, one.what == "text"
-        need = BYTES[precision] * (4 * arch.width + 2 * (arch.text_mlp if text else arch.mlp))
+        need = 1.0 * BYTES[precision] * (4 * arch.width + 2 * (arch.text_mlp if text else arch.mlp))
         if one.trained and layout.checkpointing != "none":
             need += kept_bytes(arch, text, precision) - kept_bytes(arch, text, precision, layout.checkpointing)
         largest = max(largest, images * one.sequences * one.tokens * need)
