@@ -18,7 +18,7 @@ from distill.data.sources import caption_texts, open_source
 from distill.errors import UserError
 from distill.training.assemble import assemble
 from distill.training.keep_targets import keep_targets, plan_targets
-from distill.training.run import TOKENIZER_CAPTIONS, make_fabric, settle_hardware, training_state
+from distill.training.run import TOKENIZER_CAPTIONS, make_fabric, settle_hardware
 from distill.training.teacher_heads import prepare_teacher
 from teachers.cache_plan import CachePlan
 from teachers.frozen import FrozenTeacher
@@ -48,13 +48,12 @@ def fill(recipe: str | Path, overrides: Iterable[str] | dict[str, Any] = ()) -> 
     assembly = assemble(cfg, caption_texts(source, cfg.captions.cls1 + cfg.captions.cls2, TOKENIZER_CAPTIONS))
     teacher = assembly.teacher
     assert isinstance(teacher, FrozenTeacher)
+    teacher.to(fabric.device)
     plan = plan_targets(cfg, teacher, source)
     assert plan is not None
     trunk = next(iter(assembly.distiller.learners().values())).model.image
     grid = trunk.grid(cfg.views.global_size, cfg.views.global_size)
-    failures = Failures(cfg.data.max_error_rate, getattr(source, "failures", ()))
-    state = training_state(cfg, fabric, assembly, failures)
-    prepare_teacher(state, assembly.tokenizer, source, grid, Console(stderr=True))
+    prepare_teacher(teacher, cfg, fabric, assembly.tokenizer, source, grid, Console(stderr=True))
     cache = keep_targets(cfg, teacher, plan)
     before = cache.store.present()
     _limit_steps(cfg, plan)
@@ -67,6 +66,7 @@ def fill(recipe: str | Path, overrides: Iterable[str] | dict[str, Any] = ()) -> 
         rank=fabric.global_rank,
         world=fabric.world_size,
     )
+    failures = Failures(cfg.data.max_error_rate, getattr(source, "failures", ()))
     for batch in track(loader, "targets", total=len(loader), disable=not fabric.is_global_zero, transient=True):
         failures.add(batch)
         on_device = batch.to(fabric.device, non_blocking=True)

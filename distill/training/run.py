@@ -101,7 +101,7 @@ def run(
         state_io.restore(state, assembly, folder / "checkpoints")
     trunk = next(iter(assembly.distiller.learners().values())).model.image
     grid = trunk.grid(cfg.views.global_size, cfg.views.global_size)
-    prepare_teacher(state, assembly.tokenizer, source, grid, console)
+    state.seconds += prepare_teacher(assembly.teacher, cfg, fabric, assembly.tokenizer, source, grid, console)
     if kept is not None:
         keep_targets(cfg, assembly.teacher, kept)
     if state.step == 0:

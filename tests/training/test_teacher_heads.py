@@ -13,6 +13,7 @@ from distill.config.load import load_config
 from distill.errors import UserError
 from distill.preflight.counts import count_models
 from distill.training import teacher_heads
+from distill.training.fill import fill
 from distill.training.receipts import receipts
 
 SHORT = {"train.steps": 2, "train.batch": 4, "data.scenes.count": 32, "heads.prototypes": 8}
@@ -162,6 +163,15 @@ def test_the_temperature_in_the_log_is_the_one_of_the_targets(distil, column):
 def test_fitted_heads_have_any_number_of_prototypes(distil):
     _, content = distil("more", **FITTED, **{"heads.prototypes": 12})
     assert heads_of(content)["heads.patch.prototypes"].shape == (12, 128)
+
+
+def test_kept_targets_are_those_of_the_heads_made(distil, small, source, tmp_path):
+    keys = SHORT | FITTED | {"teacher.mode": "frozen", "teacher.source": source}
+    cache = {"teacher.cache.path": str(tmp_path / "cache"), "teacher.cache.dtype": "fp32"}
+    fill("pretrain/scenes_tiny", small(**keys | cache))
+    _, kept = distil("kept", **FITTED, **cache)
+    assert kept["teacher"]["state"]["forwards"] == 0
+    assert same(weights(kept), weights(distil("plain", **FITTED)[1]))
 
 
 def test_other_heads_than_those_made_are_another_objective(distil):
