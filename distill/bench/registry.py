@@ -1,7 +1,7 @@
 """The benchmarks there are. A new one is a file with `measure(quick) -> list[Row]`, and a line here.
 
-Its docstring says what is compared; it goes into the report. `quick` asks for the smallest sizes that still run all of
-the code, in a second or two: that is what the tests run.
+Its docstring says what is compared; it goes into the report, with a picture where the file has `draw(rows, path)`.
+`quick` asks for the smallest sizes that still run all of the code, in a second or two: that is what the tests run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {  # name: (module, one line)
     "tiny_step": ("distill.bench.tiny_step", "a step of pretrain/scenes_tiny, packed or pass by pass"),
     "pretrain_step": ("distill.bench.pretrain_step", "a whole pretraining step, against one from lightly's blocks"),
     "pretrain_memory": ("distill.bench.pretrain_memory", "memory of that step, and of the one from lightly's blocks"),
+    "curves": ("distill.bench.curves", "cost of a step against batch, patches, prototypes and students"),
     "cuda": ("distill.bench.cuda", "full-size steps and the prototype loss on a GPU"),
     "kept_targets": ("distill.bench.kept_targets", "a frozen teacher's targets, read from disk or by a pass"),
     "plan": ("distill.bench.plan", "what distill plan says of time and memory, beside a measured step"),

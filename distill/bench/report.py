@@ -25,13 +25,17 @@ def number(value: float | None) -> str:
 
 
 def write_report(results: Mapping[str, Any], page: Path) -> None:
-    """Writes `page`, Markdown, from the results by name."""
-    page.write_text("\n".join([TOP, *(section(name, results[name]) for name in BENCHMARKS if name in results)]))
+    """Writes `page`, Markdown, and the pictures beside it, from the results by name."""
+    page.write_text("\n".join([TOP, *(section(name, results[name], page) for name in BENCHMARKS if name in results)]))
 
 
-def section(name: str, result: Mapping[str, Any]) -> str:
-    """One benchmark: what it compares, its rows, and the machine they come from."""
+def section(name: str, result: Mapping[str, Any], page: Path) -> str:
+    """One benchmark: what it compares, its picture if it draws one (beside the page), its rows, and their machine."""
     lines = [f"## {name}: {BENCHMARKS[name][1]}", "", (module_of(name).__doc__ or "").strip(), ""]
+    if draw := getattr(module_of(name), "draw", None):
+        picture = page.with_name(f"{page.stem}_{name}.png")
+        draw(result["rows"], picture)
+        lines += [f"![{name}]({picture.name})", ""]
     lines += ["| what | ours | reference | times better | unit | note |", "|---|--:|--:|--:|---|---|"]
     for row in result["rows"]:
         figures = (number(row[key]) for key in ("ours", "reference", "ratio"))

@@ -10,8 +10,9 @@ import torch
 
 from distill import cli
 from distill.bench import cuda
+from distill.bench.curves import straightness
 from distill.bench.measure import peak_memory
-from distill.bench.registry import BENCHMARKS
+from distill.bench.registry import BENCHMARKS, module_of
 from distill.bench.report import number
 from distill.bench.rows import Row, less, more, not_measured
 
@@ -27,6 +28,8 @@ def test_every_benchmark_runs_and_is_reported(name, tmp_path: Path, capsys):
         assert row.ours is None or row.ours >= 0
         assert row.ours is not None or row.note.startswith("not measured: ")
         assert row.what in page.read_text()
+    drawn = hasattr(module_of(name), "draw")
+    assert [path.name for path in tmp_path.glob("*.png")] == [f"bench_{name}.png"] * drawn
     assert f"{name}: " in capsys.readouterr().out
 
 
@@ -92,3 +95,9 @@ def test_operations_are_counted_as_by_hand():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda.ours, "one_step", State.step)
         assert cuda.count(None, torch.ones(3, 7)) == 2 * (2 * 3 * 7 * 5)  # the product, and the weight's gradient
+
+
+def test_how_straight_a_curve_is():
+    assert straightness([1, 2, 4], [3, 5, 9]) == pytest.approx(1)
+    assert straightness([1, 2, 3], [5, 5, 5]) == 1
+    assert straightness([-1, 0, 1], [1, 0, 1]) == pytest.approx(0)
