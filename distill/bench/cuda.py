@@ -52,7 +52,7 @@ def measure(quick: bool) -> list[Row]:
         rows = [not_measured(step, unit, WHY) for step in STEPS for unit in ("steps/s", "share of the matrix rate")]
         return [*rows, not_measured(what, "s", WHY), not_measured(what, "MiB at the peak", WHY)]
     rows = [row for step in STEPS for row in model_rows(step, "cuda", quick)]
-    calls = {kind: prepare(kind, **FULL, device="cuda") for kind in ("chunked", "plain")}
+    calls = {kind: prepare(kind, *FULL.values(), device="cuda") for kind in ("chunked", "plain")}
     times = {kind: seconds(call, "cuda", 5) for kind, call in calls.items()}
     peaks = {kind: cuda_peak(call) for kind, call in calls.items()}
     return [

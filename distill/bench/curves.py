@@ -53,12 +53,14 @@ def measure(quick: bool) -> list[Row]:
     rows = []
     for axis, values in AXES.items():
         points = list(values)[:2] if quick else list(values)
+        calls = {v: prepare(axis, v, quick) for v in points}
         with use_threads(1):
-            time = interleave({str(v): prepare(axis, v, quick) for v in points}, rounds=1 if quick else 5)
-        costs = {
-            TIME: [time[str(v)].cpu for v in points],
-            MEMORY: [peak_memory(warm, axis, v, quick, fresh=not quick) for v in points],
-        }
+            time = interleave(calls, rounds=1 if quick else 5)
+        if quick:
+            memory = [peak_memory(calls.__getitem__, v, fresh=False) for v in points]
+        else:
+            memory = [peak_memory(warm, axis, v, quick) for v in points]
+        costs = {TIME: [time[v].cpu for v in points], MEMORY: memory}
         for unit, found in costs.items():
             rows += [plain(f"{axis} {v}", y, unit) for v, y in zip(points, found)]
             rows.append(plain(f"{axis}, all, {unit}", straightness(points, found), LINE))

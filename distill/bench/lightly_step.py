@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +38,11 @@ class LightlyStep(nn.Module):
             raise UserError("This benchmark needs the package lightly: pip install 'everypatch[bench]'.") from error
         self.update_momentum = update_momentum
         self.cfg = cfg
-        self.trunk, self.head = _trunk(cfg, ours), _head(cfg, ours)
+        self.trunk: Any = _trunk(cfg, ours)
+        self.head = _head(cfg, ours)
         self.text = copy.deepcopy(ours.model.text)
         self.log_temperature = nn.Parameter(ours.model.log_temperature.detach().clone())
-        self.teacher_trunk = copy.deepcopy(self.trunk).requires_grad_(False)
+        self.teacher_trunk: Any = copy.deepcopy(self.trunk).requires_grad_(False)
         self.teacher_head = _head(cfg, ours).requires_grad_(False)  # weight_norm's module cannot be copied
         prototypes, objective = cfg.heads.prototypes, cfg.objective
         momentum = objective.center_momentum
@@ -113,7 +115,7 @@ def prepare_step(model: LightlyStep, batch: Batch) -> Callable[[], Tensor]:
     return step
 
 
-def _trunk(cfg: Config, ours: Learner) -> nn.Module:
+def _trunk(cfg: Config, ours: Learner) -> Any:
     """lightly's wrapper around timm's transformer, filled with our weights."""
     from functools import partial
 
@@ -122,7 +124,7 @@ def _trunk(cfg: Config, ours: Learner) -> nn.Module:
 
     tower = ours.model.image
     activation = partial(nn.GELU, approximate="tanh" if tower.gelu == "tanh" else "none")
-    vit = VisionTransformer(
+    vit: Any = VisionTransformer(
         img_size=tower.position_grid * tower.patch,
         patch_size=tower.patch,
         embed_dim=tower.width,

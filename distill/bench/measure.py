@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 MIB = 1 << 20
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,10 @@ class Timing:
     cpu: float
 
 
-def interleave(calls: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[str, Timing]:
+def interleave(calls: Mapping[Key, Callable[[], Any]], rounds: int, warmup: int = 1) -> dict[Key, Timing]:
     """Times every call once a round, in turn, after `warmup` rounds that do not count."""
-    wall: dict[str, list[float]] = {name: [] for name in calls}
-    cpu: dict[str, list[float]] = {name: [] for name in calls}
+    wall: dict[Key, list[float]] = {name: [] for name in calls}
+    cpu: dict[Key, list[float]] = {name: [] for name in calls}
     for i in range(warmup + rounds):
         for name, call in calls.items():
             began, began_cpu = time.perf_counter(), time.process_time()

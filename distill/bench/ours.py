@@ -50,8 +50,9 @@ def fake_batch(cfg: Config, vocabulary: int, seed: int = 0) -> Batch:
     tokens = np.where(valid, rng.integers(1, vocabulary, valid.shape), 0)
     pixels = rng.integers(0, 256, (size, 3, views.global_size, views.global_size), dtype=np.uint8)
     local = rng.integers(0, 256, (size, views.locals, 3, views.local_size, views.local_size), dtype=np.uint8)
-    parts = (pixels, local, np.stack(masks), tokens, valid)
-    return Batch(*map(torch.from_numpy, parts), index=torch.arange(size))
+    parts = {"global_": pixels, "local": local, "mask": np.stack(masks), "tokens": tokens, "valid": valid}
+    tensors: dict[str, Any] = {name: torch.from_numpy(part) for name, part in parts.items()}
+    return Batch(**tensors, index=torch.arange(size))
 
 
 def start(cfg: Config, teacher: str | None = None) -> TrainState:

@@ -22,7 +22,7 @@ FULL = {"tokens": 4096, "width": 256, "prototypes": 32768}
 QUICK = {"tokens": 64, "width": 16, "prototypes": 256}
 
 
-def prepare(kind: str, tokens: int, width: int, prototypes: int, device: str = "cpu") -> Callable[[], Any]:
+def prepare(kind: str, tokens: int, width: int, prototypes: int, *, device: str = "cpu") -> Callable[[], Any]:
     """A call that computes loss and gradients: `kind` chunked or plain."""
     torch.manual_seed(0)
     unit = lambda *shape: F.normalize(torch.randn(*shape, device=device), dim=-1)  # noqa: E731
@@ -45,7 +45,9 @@ def measure(quick: bool) -> list[Row]:
     size = QUICK if quick else FULL
     what = f"{size['tokens']:,} tokens, {size['width']} wide, {size['prototypes']:,} prototypes"
     with use_threads(1):
-        time = interleave({kind: prepare(kind, **size) for kind in ("chunked", "plain")}, rounds=1 if quick else 5)
+        time = interleave(
+            {kind: prepare(kind, *size.values()) for kind in ("chunked", "plain")}, rounds=1 if quick else 5
+        )
     memory = {kind: peak_memory(prepare, kind, *size.values(), fresh=not quick) for kind in ("chunked", "plain")}
     return [
         less(what, time["chunked"].wall, time["plain"].wall, "s"),

@@ -186,7 +186,8 @@ class _Logits:
 
 def _first_mass(logits: _Logits) -> Tensor:
     """`sum over all tokens of exp(z - largest z of all)`, `[K]`; the largest is found on the way."""
-    peak, mass = logits.x.new_tensor(-math.inf, dtype=torch.float32), 0.0
+    peak = logits.x.new_tensor(-math.inf, dtype=torch.float32)
+    mass = torch.zeros_like(full(logits.directions[:, 0]))  # [K]
     for z in logits:  # [t, K]
         higher = torch.maximum(peak, z.max())
         mass = mass * (peak - higher).exp() + (z - higher).exp_().sum(dim=0)
