@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.objectives.precision import full, matmul, rough_matmul
+from distill.objectives.precision import add_rough_product, full, matmul, rough_matmul
 from distill.objectives.prototypes import TokenTargets, chunk_rows
 
 
@@ -126,5 +126,5 @@ def _forward(
             tokens[rows], slope = _run_softmaxes(logits, target)
         if gradients:
             grad_student[rows] = rough_matmul(slope, directions) / temperature
-            grad_directions += rough_matmul(scaled[rows].T, slope)
+            add_rough_product(grad_directions, scaled[rows].T, slope)
     return tokens, grad_student, grad_directions.T

@@ -33,6 +33,15 @@ def rough_matmul(a: Tensor, b: Tensor) -> Tensor:
         return full(a.to(dtype) @ b.to(dtype))
 
 
+@torch.no_grad()
+def add_rough_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds `rough_matmul(a, b)` to `total`, in place; without a second matrix of its size where nothing is rounded."""
+    if _asked(a, b) == total.dtype:
+        total.addmm_(a, b)
+    else:
+        total += rough_matmul(a, b)
+
+
 def _asked(a: Tensor, b: Tensor) -> torch.dtype:
     device = a.device.type
     cast = torch.is_autocast_enabled(device)
