@@ -11,8 +11,8 @@ from distill.bench.registry import BENCHMARKS, module_of
 TOP = """# Measured against plain references
 
 Made by `distill bench --json docs/results/bench.json --report docs/results/bench.md`. Ours and the reference are
-measured in turn in one run; "times better" is how many times faster or smaller ours is, so below 1 the reference wins. On a machine
-that others use too, CPU time tells more than wall time.
+measured in turn in one run; "times better" is how many times faster or smaller ours is, so below 1 the reference wins.
+On a machine that others use too, CPU time tells more than wall time.
 """
 
 

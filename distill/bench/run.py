@@ -37,7 +37,8 @@ def run_benchmarks(
         kept[name] = {
             "quick": quick,
             "seconds": round(time.monotonic() - began, 1),
-            "environment": environment() | {"command": f"distill bench {name}", "cpu_capability": torch.backends.cpu.get_cpu_capability()},
+            "environment": environment()
+            | {"command": f"distill bench {name}", "cpu_capability": torch.backends.cpu.get_cpu_capability()},
             "rows": [asdict(row) for row in rows],
         }
         console.print(table(name, rows))
