@@ -38,7 +38,13 @@ VARIANT_KEYS = ("title", "from", "teacher", "set")
 CLAIM_KEYS = ("says", "source", "compare", "metric", "expect", "margin")
 EVAL_KEYS = ("dataset", "samples", "tasks")
 TASKS: tuple[str, ...] = leaf_of("eval.tasks").bounds["choices"]
-USUAL_TASKS = ("zeroshot_seg", "retrieval", "knn", "linear_patch")  # measured unless a recipe says otherwise: all cheap
+USUAL_TASKS = (
+    "zeroshot_seg",
+    "retrieval",
+    "knn",
+    "linear_patch",
+    "depth",
+)  # measured unless a recipe says otherwise: all cheap
 NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 

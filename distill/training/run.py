@@ -33,7 +33,7 @@ from distill.training.loop import Hooks, Interrupted, TrainState, train
 from distill.training.metrics import MetricLog
 from distill.training.progress import TrainingProgress
 from distill.training.receipts import receipts
-from distill.training.strategy import make_fabric, processes_here, spread
+from distill.training.strategy import leave, make_fabric, processes_here, spread
 from distill.training.teacher_heads import prepare_teacher
 
 TOKENIZER_CAPTIONS = 20_000  # captions read to train the word tokenizer
@@ -117,7 +117,9 @@ def run(
         state=state.data,
     )
     state.data = loader.state
-    return _train(state, assembly, loader, folder, console)
+    result = _train(state, assembly, loader, folder, console)
+    leave(fabric)
+    return result
 
 
 def combine(overrides: Iterable[str] | dict[str, Any], settings: dict[str, Any]) -> list[str] | dict[str, Any]:

@@ -118,6 +118,13 @@ def spread(cfg: Config, fabric: Fabric, assembly: Assembly) -> tuple[Any, dict[s
     return module, {name: fabric.setup_optimizers(optimizer) for name, optimizer in assembly.optimizers.items()}
 
 
+def leave(fabric: Fabric) -> None:
+    """Ends the process group in order: left to the end of the interpreter, its threads can abort the process."""
+    if fabric.world_size > 1:
+        fabric.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def data_mesh(fabric: Fabric) -> Any:
     """All ranks in a row, to spread weights over."""
     if isinstance(fabric.strategy, ModelParallelStrategy):
