@@ -1,6 +1,6 @@
 """EveryPatch: pretraining and distillation of image-text encoders that supervise every patch.
 
-`run`, `study`, `load` and `evaluate` are the Python twins of the command line's verbs. Importing this package imports
+`run`, `study`, `load`, `evaluate` and `export` are the Python twins of the command line's verbs. Importing this package imports
 neither torch nor any of its parts; each name is loaded when it is first used.
 """
 
@@ -13,16 +13,18 @@ from distill.errors import UserError
 
 if TYPE_CHECKING:
     from distill.evals.evaluate import evaluate
+    from distill.export.run import export
     from distill.models.sources import load
     from distill.study import study
     from distill.training.run import run
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "__version__", "evaluate", "load", "run", "study"]
+__all__ = ["UserError", "__version__", "evaluate", "export", "load", "run", "study"]
 
 _PLACES = {
     "run": ("distill.training.run", "run"),
     "study": ("distill.study", "study"),  # the package itself: it is callable
+    "export": ("distill.export", "export"),  # the package itself: it is callable
     "load": ("distill.models.sources", "load"),
     "evaluate": ("distill.evals.evaluate", "evaluate"),
 }

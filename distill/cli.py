@@ -26,6 +26,7 @@ VERBS = {  # verb: (module, one line for the overview)
     "cache": ("distill.training.cache_cli", "keep a frozen teacher's targets before training"),
     "study": ("distill.study.cli", "run a grid of variants and seeds, and compare them"),
     "eval": ("distill.evals.cli", "evaluate a model"),
+    "export": ("distill.export.cli", "write a model for timm, transformers, ONNX and others"),
     "data": ("distill.data.cli", "pack shards, look into them"),
     "bench": ("distill.bench.cli", "measure speed and memory against plain references"),
 }

@@ -1,0 +1,81 @@
+"""Every format is written, reloaded by its own ecosystem and compared; what fails leaves nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+import distill
+from distill.errors import UserError
+from distill.export import registry, to_timm, to_tips
+from distill.models.sources import open_model
+
+SHAPES = [{}, {"ffn": "swiglu"}, {"gelu": "erf", "eps": 1e-5}]
+
+
+def test_safetensors_is_the_same_model(saved, tmp_path):
+    path = saved()
+    done = distill.export(path, "safetensors", tmp_path / "out")
+    again, model = distill.load(f"file:{done.folder}/model.safetensors"), distill.load(path)
+    assert done.difference == 0
+    assert torch.equal(again.encode_text(["a red disc"]), model.encode_text(["a red disc"]))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, {"cls": 1}, {"mlp": 99}, {"heads": 2}])
+@torch.no_grad()
+def test_timm_builds_the_image_tower_from_the_folder(saved, tmp_path, shape):
+    path = saved(**shape)
+    done = distill.export(path, "timm", tmp_path / "out")
+    trunk = timm.create_model(f"local-dir:{done.folder}", pretrained=True).eval()
+    cls, patches = distill.load(path).image(images := torch.rand(1, 3, 56, 56))
+    assert torch.allclose(trunk.forward_features(images), torch.cat([cls, patches], dim=1), atol=1e-4)
+    assert trunk.pretrained_cfg["mean"] == [0, 0, 0] or trunk.pretrained_cfg["mean"] == (0, 0, 0)
+    assert "bicubic" in (done.folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layouts"), [(SHAPES[0], ("jax", "jax")), (SHAPES[2], ("torch", "torch")), (SHAPES[1], ("torch", "jax"))]
+)
+def test_official_files_open_as_the_same_model(saved, tmp_path, shape, layouts):
+    path = saved(**shape)
+    done = distill.export(path, "tips", tmp_path / "out")
+    assert to_tips.layouts(open_model(path)) == layouts
+    again, model = distill.load(to_tips.source_of(done.folder)), distill.load(path)
+    assert (again.encode_text(["a red disc"]) - model.encode_text(["a red disc"])).abs().max() <= 1e-5
+    assert again.temperature.item() == pytest.approx(0.05)
+    assert np.load(done.folder / "text.npz")  # without pickles
+
+
+def test_what_official_files_cannot_say_is_refused(saved, tmp_path):
+    with pytest.raises(UserError, match=r"2 heads of width 64 with the exact GELU.*Allowed: --to timm, onnx"):
+        distill.export(saved(heads=2, gelu="erf"), "tips", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_difference_fails_and_leaves_nothing(saved, tmp_path, monkeypatch):
+    write = to_timm.official.to_official
+
+    def damaged(tower, layout):
+        arrays = write(tower, layout)
+        return arrays | {"norm.bias": arrays["norm.bias"] + 0.5}
+
+    monkeypatch.setattr(to_timm.official, "to_official", damaged)
+    path = saved()
+    with pytest.raises(UserError, match=r"differs from .*(cls|patches) at 56x56 by 0\.\d+, allowed 0\.0001"):
+        distill.export(path, "timm", tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_bad_words_are_one_clear_error(saved, tmp_path, monkeypatch):
+    path = saved()
+    with pytest.raises(UserError, match=r"Unknown format 'tim'\. Did you mean 'timm'\? Allowed: hf, onnx"):
+        distill.export(path, "tim")
+    with pytest.raises(UserError, match="exists already"):
+        distill.export(path, "timm", tmp_path)
+    with pytest.raises(UserError, match="there is no folder"):
+        distill.export(path, "timm", tmp_path / "absent" / "out")
+    monkeypatch.setattr(registry, "_there", lambda package: False)
+    with pytest.raises(UserError, match=r"--to onnx needs onnx, onnxruntime, onnxscript: pip install 'everypatch\[onnx"):
+        distill.export(path, "onnx")
