@@ -18,6 +18,8 @@ class Entry(NamedTuple):
 
 FORMATS = {
     "timm": Entry("to_timm"),
+    "hf": Entry("to_hf", ("transformers.models.tipsv2",), "hf"),
+    "onnx": Entry("to_onnx", ("onnx", "onnxruntime", "onnxscript"), "onnx"),
     "tips": Entry("to_tips"),
     "safetensors": Entry("to_safetensors"),
 }
