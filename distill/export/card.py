@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evals.registry import find_task
-from distill.evals.report import figure, versions
+from distill.evals.report import figure, model_hash, versions
 from distill.evals.store import read_results
 from distill.models.sources.base import OpenedModel
 
@@ -24,7 +24,9 @@ def card(opened: OpenedModel, to: str, code: str, notes: list[str], difference: 
               f"no mean or std is removed. Sides are multiples of {model.image.patch} px."]  # fmt: skip
     if model.text is not None and to != "timm":
         lower = " after lower-casing" if tokenizer == "tokenizer.model" else ""
-        where = "in the file of weights" if to == "safetensors" else f"in `{tokenizer}`" if tokenizer else "not included"
+        where = (
+            "in the file of weights" if to == "safetensors" else f"in `{tokenizer}`" if tokenizer else "not included"
+        )
         lines += [f"- The tokenizer is {where}: its ids{lower}, padded with 0, at most {model.text.context} a text.",
                   f"- Contrastive temperature {model.temperature.item():.6g}: logits are cosines divided by it."]  # fmt: skip
     lines += ["", "## Where it comes from", "", f"- Source: `{facts.source}`, SHA-256 `{facts.sha256 or 'unknown'}`"]
@@ -60,12 +62,13 @@ def _recipe(opened: OpenedModel) -> list[tuple[str, str]]:
 
 def _evaluations(opened: OpenedModel) -> list[str]:
     """A table of every results file of `distill eval` in the run's folder that is of this model."""
-    folder = run_folder(opened)
+    folder, sha256 = run_folder(opened), model_hash(opened.model)
     rows = []
     for file in sorted(folder.rglob("*.json")) if folder is not None else []:
-        if not _holds_results(file):
+        content = read_results(file) if _holds_results(file) else None
+        if content is None or content["model"]["sha256"] != sha256:
             continue
-        for label, result in read_results(file)["results"].items():
+        for label, result in content["results"].items():
             task = find_task(result["task"])
             rows += [
                 f"| {label} | {result['dataset']} | {name} | {figure(result['metrics'][name], task.units.get(name))} |"
@@ -73,7 +76,7 @@ def _evaluations(opened: OpenedModel) -> list[str]:
                 if name in result["metrics"]
             ]
     if not rows:
-        return ["No results of `distill eval --json` in the run's folder."]
+        return ["No results of this model by `distill eval --json` in its run's folder."]
     return ["| task | dataset | metric | value |", "|---|---|---|---|", *rows]
 
 

@@ -25,7 +25,9 @@ def register(subparsers: Any) -> None:
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a model's source: run:PATH (or a plain path), tips:, file:, ...")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a model's source: run:PATH (or a plain path), tips:, file:, ..."
+    )
     parser.add_argument("--to", required=True, metavar="FORMAT", help="timm, hf, onnx, tips or safetensors")
     parser.add_argument("--out", metavar="DIR", help="the new folder (default: the model's name and the format)")
     parser.set_defaults(main=main)

@@ -97,7 +97,8 @@ def _json(path: Path, content: dict[str, Any]) -> None:
 def reload(folder: Path) -> Reloaded:
     import transformers
 
-    model, report = transformers.Tipsv2Model.from_pretrained(folder, output_loading_info=True)
+    loaded: Any = transformers.Tipsv2Model.from_pretrained(folder, output_loading_info=True)
+    model, report = loaded
     missing = [*report["missing_keys"], *report["unexpected_keys"]]
     if missing:
         raise UserError(f"transformers {transformers.__version__} does not know these weights: {', '.join(missing)}.")

@@ -90,8 +90,8 @@ def loading(opened: OpenedModel, name: str) -> tuple[str, list[str]]:
     )
     notes = [
         "The image tower alone: timm has no text towers.",
-        "Equal to the original at its native size. At other sizes (`dynamic_img_size=True`, or another `img_size`) timm "
-        "resizes positions with bicubic interpolation, the original with bilinear: outputs differ.",
+        "Equal to the original at its native size. At other sizes (`dynamic_img_size=True`, or another `img_size`) "
+        "timm resizes positions with bicubic interpolation, the original with bilinear: outputs differ.",
     ]
     if opened.model.image.cls_tokens == 2:
         notes.append('The "register" token is the second CLS token.')

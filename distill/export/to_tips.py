@@ -89,7 +89,9 @@ def reload(folder: Path) -> Reloaded:
 def loading(opened: OpenedModel, name: str) -> tuple[str, list[str]]:
     vision, texts = layouts(opened)
     pieces = isinstance(opened.model.tokenizer, SentencePieceTokenizer)
-    parts = "+".join(f"{name}/{file}" for file in [VISION] + [TEXT] * (texts is not None) + ["tokenizer.model"] * pieces)
+    parts = "+".join(
+        f"{name}/{file}" for file in [VISION] + [TEXT] * (texts is not None) + ["tokenizer.model"] * pieces
+    )
     layouts_said = f"the {vision} layout" + ("" if texts is None else f", `{TEXT}` in the {texts} layout")
     notes = [
         f"`{VISION}` is in {layouts_said}: the official encoder of that framework reads it.",

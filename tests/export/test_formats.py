@@ -77,5 +77,7 @@ def test_bad_words_are_one_clear_error(saved, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="there is no folder"):
         distill.export(path, "timm", tmp_path / "absent" / "out")
     monkeypatch.setattr(registry, "_there", lambda package: False)
-    with pytest.raises(UserError, match=r"--to onnx needs onnx, onnxruntime, onnxscript: pip install 'everypatch\[onnx"):
+    with pytest.raises(
+        UserError, match=r"--to onnx needs onnx, onnxruntime, onnxscript: pip install 'everypatch\[onnx"
+    ):
         distill.export(path, "onnx")

@@ -27,7 +27,9 @@ def test_transformers_loads_the_folder(saved, tmp_path, shape):
     assert torch.allclose(own.encode_text(["a red disc"]), model.encode_text(["a red disc"]), atol=1e-5)
 
 
-@pytest.mark.parametrize(("shape", "match"), [({"cls": 1}, "1 CLS token"), ({"ffn": "swiglu", "mlp": 84}, "SwiGLU of 84")])
+@pytest.mark.parametrize(
+    ("shape", "match"), [({"cls": 1}, "1 CLS token"), ({"ffn": "swiglu", "mlp": 84}, "SwiGLU of 84")]
+)
 def test_what_transformers_cannot_hold_is_refused(saved, tmp_path, shape, match):
     with pytest.raises(UserError, match=match):
         distill.export(saved(**shape), "hf", tmp_path / "out")
