@@ -107,8 +107,8 @@ def our_image(opened: OpenedModel, to: str) -> VisionTower:
     image = opened.model.image
     if not isinstance(image, VisionTower):
         raise UserError(
-            f"{opened.source} is a {type(image).__name__}, which cannot be exported to {to}. Allowed: models of our own "
-            f"architecture, from run:, file:, tips:, hf: and TIPSv2 of timm:."
+            f"{opened.source} is a {type(image).__name__}, which cannot be exported to {to}. Allowed: models of our "
+            f"own architecture, from run:, file:, tips:, hf: and TIPSv2 of timm:."
         )
     return image
 

@@ -28,7 +28,8 @@ def card(opened: OpenedModel, to: str, code: str, notes: list[str], difference: 
             "in the file of weights" if to == "safetensors" else f"in `{tokenizer}`" if tokenizer else "not included"
         )
         lines += [f"- The tokenizer is {where}: its ids{lower}, padded with 0, at most {model.text.context} a text.",
-                  f"- Contrastive temperature {model.temperature.item():.6g}: logits are cosines divided by it."]  # fmt: skip
+                  f"- Contrastive temperature {model.temperature.item():.6g}: logits are cosines divided by it.",
+        ]  # fmt: skip
     lines += ["", "## Where it comes from", "", f"- Source: `{facts.source}`, SHA-256 `{facts.sha256 or 'unknown'}`"]
     lines += [f"- Licence: {facts.licence or 'unknown; that of the training data and of any teacher applies'}"]
     lines += [f"- {key}: {value}" for key, value in recipe]
