@@ -1,7 +1,7 @@
 """EveryPatch: pretraining and distillation of image-text encoders that supervise every patch.
 
-`run`, `study`, `load`, `evaluate` and `export` are the Python twins of the command line's verbs. Importing this package imports
-neither torch nor any of its parts; each name is loaded when it is first used.
+`run`, `study`, `load`, `evaluate` and `export` are the Python twins of the command line's verbs. Importing this package
+imports neither torch nor any of its parts; each name is loaded when it is first used.
 """
 
 from __future__ import annotations

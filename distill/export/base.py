@@ -88,8 +88,8 @@ def compare(opened: OpenedModel, again: Reloaded, any_size: bool) -> float:
 def _texts(text: Any, tokenizer: Tokenizer | None) -> tuple[Tensor, Tensor]:
     """Two texts as the tower reads them; without a tokenizer, arbitrary ids."""
     if tokenizer is not None:
-        ids, valid, _ = tokenizer.encode(TEXTS, text.context)
-        return torch.from_numpy(ids), torch.from_numpy(valid)
+        encoded = tokenizer.encode(TEXTS, text.context)
+        return torch.from_numpy(encoded.ids), torch.from_numpy(encoded.valid)
     lengths = torch.tensor([min(5, text.context), min(3, text.context)])
     known = torch.arange(text.context)[None] < lengths[:, None]  # [2, L]
     ids = torch.arange(1, text.context + 1)[None].remainder(text.vocabulary) * known
