@@ -33,7 +33,7 @@ def title_of(results: Tree, variant: str) -> str:
 
 
 def score_table(results: Tree) -> str:
-    """Variants by scores, a bar under each as long as its share of the column's best; the best is bold."""
+    """Variants by scores, a bar under each as long as its share of the column's best (best over it for errors)."""
     rows = []
     columns = measured(results, SCORES)
     for variant in results["variants"]:
@@ -42,7 +42,7 @@ def score_table(results: Tree) -> str:
             mean = mean_of(results, variant, column)
             top = best(results, column)
             text = esc(show(column, mean.mean, mean.half)) if mean else "–"
-            share = round(100 * max(0.0, mean.mean / top)) if mean and top else 0
+            share = _share(mean.mean, top, column) if mean and top else 0
             text = f"<b>{text}</b>" if mean and mean.mean == top else text
             cells.append(f'{text}<i class="bar" style="width:{share}%"></i>')
         rows.append((variant, cells))
@@ -50,6 +50,12 @@ def score_table(results: Tree) -> str:
     known = any(g is not None for g in guesses)
     last = ["" if g is None else esc(show(c, g)) for c, g in zip(columns, guesses)] if known else None
     return _table(results, columns, rows, last)
+
+
+def _share(value: float, top: float, column: Column) -> int:
+    """Length of a bar in percent: 100 for the best of a column, whichever way is better."""
+    ratio = top / value if column.higher_is_better is False and value else value / top
+    return round(100 * max(0.0, ratio))
 
 
 def cost_table(results: Tree) -> str:
@@ -83,6 +89,22 @@ def _cells(cells: Sequence[str]) -> str:
     return "".join(f"<td>{cell}</td>" for cell in cells)
 
 
+def paper_table(results: Tree) -> str:
+    """The published numbers of the variants that the paper has; nothing where a study names none."""
+    paper = results.get("paper")
+    if not paper:
+        return ""
+    heads = "".join(f"<th>{esc(c)}</th>" for c in paper["columns"])
+    body = []
+    for variant, values in paper["values"].items():
+        head = f'<span class="name">{esc(variant)}</span><span class="about">{esc(title_of(results, variant))}</span>'
+        body.append(f'<tr><th scope="row">{head}</th>{_cells(["–" if v is None else esc(v) for v in values])}</tr>')
+    return (
+        f'<div class="scroll"><table class="scores"><thead><tr><th>{esc(paper["source"])}</th>{heads}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
 def difference_table(results: Tree) -> str:
     """Paired differences, second minus first, for every comparison of the recipe."""
     columns = measured(results, SCORES)
@@ -94,7 +116,13 @@ def difference_table(results: Tree) -> str:
             change = difference(results, pair["first"], pair["second"], column)
             text = show(column, change.mean, change.half, sign=True) if change else "–"
             sure = change is not None and change.low is not None and (change.low > 0 or (change.high or 0) < 0)
-            sign = "" if change is None else "up" if change.mean > 0 else "down"
+            sign = (
+                ""
+                if change is None
+                else "up"
+                if (change.mean > 0) == (column.higher_is_better is not False)
+                else "down"
+            )
             cells.append(f'<td class="{sign}{" sure" if sure else ""}">{esc(text)}</td>')
         names = f"{esc(pair['first'])} → {esc(pair['second'])}"
         factors = esc(", ".join(pair["factors"]))

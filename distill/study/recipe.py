@@ -12,8 +12,10 @@
     compare: [{pair: [ibot, student], factors: [teacher, mask]}]    # [a, b] alone: exactly one factor differs
     claims: [{says: ..., source: Table 2, compare: [ibot, student], metric: zeroshot_seg/miou, expect: "+"}]
 
+    paper: {source: Table 2, columns: [PC59, ADE150], values: {ibot: [6.9, 0.3], student: [31.4, 20.0]}}
+
 `from` inherits another variant's keys. `teacher: VARIANT` distils from that variant's finished cell of the same seed:
-`teacher.mode` becomes frozen and `teacher.source` its run.
+`teacher.mode` becomes frozen and `teacher.source` its run. `paper`: published numbers, shown below the scores.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ from distill.config.fields import leaf_of
 from distill.errors import UserError, unknown
 from distill.study.claims import SIGNS, Claim
 
-KEYS = ("study", "title", "base", "set", "factors", "seeds", "eval", "variants", "compare", "claims")
+KEYS = ("study", "title", "base", "set", "factors", "seeds", "eval", "variants", "compare", "claims", "paper")
 VARIANT_KEYS = ("title", "from", "teacher", "set")
 CLAIM_KEYS = ("says", "source", "compare", "metric", "expect", "margin")
+PAPER_KEYS = ("source", "columns", "values")
 EVAL_KEYS = ("dataset", "samples", "tasks")
 TASKS: tuple[str, ...] = leaf_of("eval.tasks").bounds["choices"]
 USUAL_TASKS = (
@@ -83,6 +86,7 @@ class StudyRecipe:
     variants: dict[str, Variant]
     compare: tuple[Pair, ...] = ()
     claims: tuple[Claim, ...] = field(default=())
+    paper: dict[str, Any] | None = None  # source, columns and variant -> values, as published
 
 
 def read_study(name: str | Path) -> StudyRecipe:
@@ -119,6 +123,7 @@ def read_study(name: str | Path) -> StudyRecipe:
         variants=variants,
         compare=pairs,
         claims=tuple(_claim(path, item, pairs) for item in tree.get("claims") or []),
+        paper=_paper(path, tree.get("paper"), variants),
     )
 
 
@@ -230,6 +235,22 @@ def _pair(path: str, item: Any, variants: dict[str, Variant]) -> Pair:
     factors = body.get("factors")
     first, second = body["pair"]
     return Pair(first, second, tuple(factors) if factors else None)
+
+
+def _paper(path: str, value: Any, variants: dict[str, Variant]) -> dict[str, Any] | None:
+    """The published numbers: `source`, `columns` (titles) and `values` (variant -> a number or null a column)."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or set(value) != set(PAPER_KEYS) or not isinstance(value["values"], dict):
+        raise UserError(f"{path}: paper is {value!r}; it must be a mapping with exactly {', '.join(PAPER_KEYS)}.")
+    for name, numbers in value["values"].items():
+        if name not in variants:
+            raise unknown(f"variant in paper of {path}", str(name), variants)
+        if not isinstance(numbers, list) or len(numbers) != len(value["columns"]):
+            raise UserError(
+                f"{path}: paper has {numbers!r} for '{name}'; give {len(value['columns'])} values, one a column."
+            )
+    return {"source": str(value["source"]), "columns": list(map(str, value["columns"])), "values": value["values"]}
 
 
 def _claim(path: str, item: Any, pairs: tuple[Pair, ...]) -> Claim:

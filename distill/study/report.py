@@ -40,6 +40,7 @@ def build_report(results: Tree, folder: Path) -> str:
         claims=_section("Claims", CLAIMS_TEXT, fragments.claim_list(results)),
         reading=_reading(results),
         scores=fragments.score_table(results),
+        paper=_part("In the paper", PAPER_TEXT, fragments.paper_table(results)),
         differences=_part("Differences", DIFFERENCES_TEXT, fragments.difference_table(results)),
         costs=_part("Cost", COST_TEXT, fragments.cost_table(results)),
         losses=_section("Patch loss by kind of token", LOSS_TEXT, fragments.loss_figures(results, _curves(first))),
@@ -58,7 +59,14 @@ CLAIMS_TEXT = (
     "A sign counts as reproduced when the whole 95 % interval of the difference, paired by seed, has it; "
     "as not reproduced when the whole interval has the other sign; otherwise it is undecided."
 )
-DIFFERENCES_TEXT = "In percentage points, paired by seed. Bold: the 95 % interval over seeds excludes zero."
+DIFFERENCES_TEXT = (
+    "In percentage points (depth: metres, less is better), paired by seed. "
+    "Bold: the 95 % interval over seeds excludes zero."
+)
+PAPER_TEXT = (
+    "As published, for far larger models, data and other test images: compare the order of the rows and the signs of "
+    "their differences, not the values."
+)
 COST_TEXT = (
     "Parameters are those of the student's two towers; memory is the most that the process held; images through the "
     "teacher are those that needed a pass of a teacher's own trunk."

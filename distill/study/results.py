@@ -62,6 +62,7 @@ def collect(plan: Plan, failed: Mapping[str, str] | None = None, command: str = 
             for p in recipe.compare
         ],
         "claims": [asdict(claim) for claim in recipe.claims],
+        "paper": recipe.paper,
         "rows": rows,
         "missing": missing,
         "failed": dict(failed or {}),

@@ -70,6 +70,8 @@ def study(
     """
     console = console or Console(stderr=True)
     plan = plan_study(recipe, {**(overrides or {}), **more}, seeds, runs, name)
+    if plan.eval["dataset"] == "???":
+        raise UserError(f"{plan.recipe.path} leaves eval.dataset to you; give eval.dataset=DATASET:PATH with masks.")
     names = select(plan, only or list(plan.recipe.variants))
     anew = [c.name for c in plan.cells.values() if again and (not only or c.variant in only)]
     plan.root.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,8 @@ def best(results: Tree, column: Column) -> float | None:
     if column in COSTS:
         return None
     means = [m.mean for v in results["variants"] if (m := mean_of(results, v, column)) is not None]
-    return max(means) if means else None
+    choose = min if column.higher_is_better is False else max
+    return choose(means) if means else None
 
 
 def summary_table(results: Tree, width: int = 120) -> RenderableType:

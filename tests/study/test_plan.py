@@ -9,7 +9,9 @@ import pytest
 from distill.config.recipes import shipped
 from distill.errors import UserError
 from distill.study.address import address, same_content
+from distill.study.columns import COLUMNS, TERMS
 from distill.study.plan import Plan, select
+from distill.study.recipe import read_study
 from distill.study.run import plan_study
 
 
@@ -30,8 +32,35 @@ def test_cells_are_variants_by_seeds_with_teachers_first(recipe: Path) -> None:
 
 @pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("study/")])
 def test_shipped_studies_are_valid_and_short(name: str) -> None:
-    assert plan_study(name).cells
-    assert len(shipped()[name].splitlines()) < 40
+    assert plan_study(name, {"data.shards": "photos.tar"} if name.endswith("_photos") else None).cells
+    assert len(shipped()[name].splitlines()) < 85
+
+
+def test_equal_arms_of_different_studies_are_one_cell() -> None:
+    wanted = {
+        "the paper's last row": ["cumulative head_ema", "ema head", "mask_ratio mask75"],
+        "the same with full EMA": ["cumulative captions", "ema full", "captions mixed", "ibotpp ibotpp"],
+        "with synthetic captions": ["cumulative ibotpp", "captions synthetic"],
+        "iBOT, the teacher of the bridge": ["bridge teacher", "ibotpp ibot"],
+    }
+    plans = {name: plan_study(f"study/{name}", seeds=1) for name in ("ibotpp", "ema", "captions", "bridge")}
+    plans |= {name: plan_study(f"study/{name}", seeds=1) for name in ("cumulative", "mask_ratio")}
+    found = []
+    for arms in wanted.values():
+        pairs = [arm.split() for arm in arms]
+        of = {plans[study].cells[f"{variant}-s0"].address for study, variant in pairs}
+        assert len(of) == 1, arms
+        found += of
+    assert len(set(found)) == len(wanted)
+
+
+def test_every_finding_of_the_paper_has_a_claim() -> None:
+    names = [n for n in shipped() if n.startswith("study/") and n != "study/demo" and not n.endswith("_photos")]
+    claims = [claim for name in names for claim in read_study(name).claims]
+    numbers = {claim.says.split(":")[0] for claim in claims}
+    assert {str(n) for n in range(1, 17)} <= numbers
+    known = {column.key for column in (*COLUMNS, *TERMS)}
+    assert {claim.metric for claim in claims} <= known
 
 
 def test_a_change_outside_the_factors_is_refused(edit: Callable[[str, str], Path]) -> None:

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from distill.cli import main
 from distill.errors import UserError
+from distill.study.columns import COLUMNS
 from distill.study.report import build_report, notes
 from distill.study.results import Tree, load_results
 from distill.study.run import StudyResult, rebuild
-from distill.study.table import summary_table
+from distill.study.table import best, summary_table
 
 Play = Callable[..., StudyResult]
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -169,6 +170,27 @@ def test_table_marks_the_best_and_fits_narrow_terminals(done: Done) -> None:
     assert "params" in wide
     console.print(summary_table(done.results, 80))
     assert "params" not in console.export_text()
+
+
+def test_the_smaller_error_is_the_best(done: Done) -> None:
+    for row in done.results["rows"]:
+        row["metrics"]["depth/rmse"] = 0.2 if row["variant"] == "ibotpp" else 0.4
+    depth = next(c for c in COLUMNS if c.key == "depth/rmse")
+    assert best(done.results, depth) == 0.2
+    page = build_report(done.results, done.folder)
+    assert '<b>0.200 ± 0.000</b><i class="bar" style="width:100%">' in page
+    assert '0.400 ± 0.000<i class="bar" style="width:50%">' in page
+    assert '<td class="up sure">−0.200 ± 0.000</td>' in page
+
+
+def test_the_papers_numbers_stand_beside_ours(done: Done) -> None:
+    assert "In the paper" not in build_report(done.results, done.folder)
+    done.results["paper"] = {"source": "Table <3>", "columns": ["PC59", "ADE150"], "values": {"ibotpp": [28.6, None]}}
+    text = build_report(done.results, done.folder)
+    parse(text)
+    assert "<td>28.6</td><td>–</td>" in text
+    assert "Table &lt;3&gt;" in text
+    assert "not the values" in text
 
 
 def test_command_line_rebuilds_and_refuses(done: Done, capsys: pytest.CaptureFixture[str]) -> None:

@@ -187,3 +187,9 @@ def test_a_cell_stops_when_its_runner_is_gone(tmp_path: Path) -> None:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
         process.stdout.close()
+
+
+def test_a_study_on_photographs_asks_for_its_images(edit: Callable[[str, str], Path], play: Play) -> None:
+    edit("dataset: scenes", 'dataset: "???"')
+    with pytest.raises(UserError, match=r"give eval\.dataset"):
+        play()
