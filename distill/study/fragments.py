@@ -11,6 +11,7 @@ from typing import Any
 
 from distill.study.columns import COLUMNS, COSTS, SCORES, TERMS, Column, show
 from distill.study.curves import Curve
+from distill.study.effects import effects_svg
 from distill.study.plots import limits, patch_loss_svg
 from distill.study.results import Tree, chance, difference, findings, mean_of, measured
 from distill.study.store import MANIFEST, read_json
@@ -87,6 +88,15 @@ def _table(
 
 def _cells(cells: Sequence[str]) -> str:
     return "".join(f"<td>{cell}</td>" for cell in cells)
+
+
+def effect_figure(results: Tree) -> str:
+    """The differences as a picture, one panel a metric."""
+    svg = effects_svg(results)
+    if not svg:
+        return ""
+    source = data_uri(svg.encode(), "svg+xml")
+    return f'<div class="scroll"><img src="{source}" alt="differences with 95 % intervals"></div>'
 
 
 def paper_table(results: Tree) -> str:

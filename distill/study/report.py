@@ -41,6 +41,7 @@ def build_report(results: Tree, folder: Path) -> str:
         reading=_reading(results),
         scores=fragments.score_table(results),
         paper=_part("In the paper", PAPER_TEXT, fragments.paper_table(results)),
+        effects=_part("Effects", EFFECTS_TEXT, fragments.effect_figure(results)),
         differences=_part("Differences", DIFFERENCES_TEXT, fragments.difference_table(results)),
         costs=_part("Cost", COST_TEXT, fragments.cost_table(results)),
         losses=_section("Patch loss by kind of token", LOSS_TEXT, fragments.loss_figures(results, _curves(first))),
@@ -62,6 +63,11 @@ CLAIMS_TEXT = (
 DIFFERENCES_TEXT = (
     "In percentage points (depth: metres, less is better), paired by seed. "
     "Bold: the 95 % interval over seeds excludes zero."
+)
+EFFECTS_TEXT = (
+    "Difference of each pair of variants with its 95 % interval, by seed, in the units of the table below. "
+    f'<span class="line" style="background:{VISIBLE}"></span><b>better</b>, '
+    f'<span class="line" style="background:{MASKED}"></span><b>worse</b>; dark grey: can be chance.'
 )
 PAPER_TEXT = (
     "As published, for far larger models, data and other test images: compare the order of the rows and the signs of "

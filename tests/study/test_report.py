@@ -15,6 +15,8 @@ from rich.console import Console
 from distill.cli import main
 from distill.errors import UserError
 from distill.study.columns import COLUMNS
+from distill.study.effects import effects_svg
+from distill.study.plots import MASKED, VISIBLE
 from distill.study.report import build_report, notes
 from distill.study.results import Tree, load_results
 from distill.study.run import StudyResult, rebuild
@@ -84,8 +86,8 @@ def test_report_is_one_well_formed_file_with_every_variant(done: Done) -> None:
     assert "script" not in page.tags
     assert page.sources
     assert all(source.startswith("data:image/") for source in page.sources)
-    # image, truth and three variants for six images under three kinds of panel, and three loss plots
-    assert page.tags.count("img") == 6 * 5 * 3 + 3
+    # image, truth and three variants for six images under three kinds of panel, three loss plots, one of effects
+    assert page.tags.count("img") == 6 * 5 * 3 + 3 + 1
 
 
 def test_report_shows_the_numbers_of_results_json(done: Done) -> None:
@@ -191,6 +193,19 @@ def test_the_papers_numbers_stand_beside_ours(done: Done) -> None:
     assert "<td>28.6</td><td>–</td>" in text
     assert "Table &lt;3&gt;" in text
     assert "not the values" in text
+
+
+def test_effects_are_blue_where_better_and_orange_where_worse_whichever_way_is_better(done: Done) -> None:
+    done.results["compare"] = done.results["compare"][:1]
+    for row in done.results["rows"]:
+        row["metrics"] = {"depth/rmse": 0.2 if row["variant"] == "ibotpp" else 0.4}
+    assert VISIBLE in effects_svg(done.results)
+    assert MASKED not in effects_svg(done.results)
+    for row in done.results["rows"]:
+        row["metrics"] = {"knn/top1_cls1": 0.2 if row["variant"] == "ibotpp" else 0.4}
+    assert MASKED in effects_svg(done.results)
+    done.results["compare"] = []
+    assert effects_svg(done.results) == ""
 
 
 def test_command_line_rebuilds_and_refuses(done: Done, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,47 @@
+"""The effect plot: paired differences of every comparison with their 95 % intervals, one panel a metric."""
+
+from __future__ import annotations
+
+import io
+
+from distill.study.columns import SCORES
+from distill.study.plots import INK, MASKED, PALE, STYLE, VISIBLE
+from distill.study.results import Tree, difference, measured
+
+
+def effects_svg(results: Tree) -> str:
+    """Differences second - first by metric; blue: better and sure, orange: worse and sure, grey: zero is possible.
+
+    Empty where nothing was compared or measured. One seed gives a grey point without a line.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    columns, pairs = measured(results, SCORES), results["compare"]
+    if not columns or not pairs:
+        return ""
+    names = [f"{p['first']} → {p['second']}" for p in pairs]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(2.2 + 1.5 * len(columns), 0.8 + 0.26 * len(pairs)), layout="constrained")
+        panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axes, column in zip(panels, columns):
+            axes.axvline(0, color=INK, linewidth=0.8)
+            for row, pair in enumerate(pairs):
+                change = difference(results, pair["first"], pair["second"], column)
+                if change is None:
+                    continue
+                colour = INK
+                if change.low is not None and change.high is not None:
+                    if change.low > 0 or change.high < 0:
+                        better = (change.mean > 0) == (column.higher_is_better is not False)
+                        colour = VISIBLE if better else MASKED
+                    ends = [change.low * column.scale, change.high * column.scale]
+                    axes.plot(ends, [row, row], color=colour, linewidth=1.6)
+                axes.plot([change.mean * column.scale], [row], "o", color=colour, markersize=4)
+            axes.set_title(column.short, fontsize=9)
+            axes.grid(axis="x", color=PALE, linewidth=0.5)
+        panels[0].set_yticks(range(len(names)), names)
+        panels[0].set_ylim(len(names) - 0.5, -0.5)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return text.getvalue()
