@@ -330,7 +330,7 @@ class TrainConfig:
     checkpointing: str = opt(
         "none",
         "activations made again in the backward pass instead of kept: none; full: all inside a block; selective: all "
-        "but matrix products and attention",
+        "but what goes into attention and comes out of it",
         choices=("none", "full", "selective"),
     )
     threads: int | None = opt(None, "CPU threads per process (null: cores / processes)", low=1)

@@ -1,7 +1,7 @@
 """Self-attention of the towers: several groups of sequences in one pass, by the kernel that is fastest where it runs.
 
 In bf16 on a CPU, PyTorch's fused attention has a slow backward pass: `distill bench attention` measured 2 to 10 times
-the time of plain matrix products up to `PLAIN_UP_TO` tokens, where holding their N x N weights is affordable. In fp32,
+the time of plain matrix products up to `PLAIN_UP_TO` tokens, where making their N x N weights twice is cheap. In fp32,
 for longer sequences, with dropout and on other devices the fused kernel is the faster one.
 """
 
@@ -51,11 +51,14 @@ class Attention(timm.layers.Attention):
     def forward(self, x: Tensor, attn_mask: Tensor | Layout | None = None, is_causal: bool = False) -> Tensor:
         assert not is_causal, "the towers see in both directions"
         layout = attn_mask if isinstance(attn_mask, Layout) else Layout.of([x], [attn_mask])
-        qkv = self.qkv(x).view(-1, 3, self.num_heads, self.head_dim)  # [T, 3, H, d]
-        dropout = self.attn_drop.p if self.training else 0.0
-        mixed = [attend(part, mask, dropout) for part, mask in zip(layout.cut(qkv), layout.masks)]
-        joined = layout.join(mixed).view(x.shape[0], x.shape[1], self.attn_dim)
+        joined = layout.join(self.mixed(self.qkv(x), layout)).view(x.shape[0], x.shape[1], self.attn_dim)
         return self.proj_drop(self.proj(joined))
+
+    def mixed(self, qkv: Tensor, layout: Layout) -> list[Tensor]:
+        """What each token takes from its sequence: `[..., 3 * H * d]`, T tokens in all -> `[B_i, N_i, H * d]` each."""
+        qkv = qkv.view(-1, 3, self.num_heads, self.head_dim)  # [T, 3, H, d]
+        dropout = self.attn_drop.p if self.training else 0.0
+        return [attend(part, mask, dropout) for part, mask in zip(layout.cut(qkv), layout.masks)]
 
 
 def attend(qkv: Tensor, mask: Tensor | None = None, dropout: float = 0.0) -> Tensor:
@@ -77,32 +80,43 @@ def attend_fused(qkv: Tensor, mask: Tensor | None = None, dropout: float = 0.0) 
 
 
 def attend_plain(qkv: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`attend` by matrix products; holds the weights `[B, H, N, N]` for the backward pass."""
+    """`attend` by matrix products; the weights `[B, H, N, N]` are made again in the backward pass."""
     return _Plain.apply(qkv, mask)
+
+
+def _projected(qkv: Tensor) -> Tensor:
+    """`[B, N, 3, H, d]` -> queries, keys and values, `[3, B * H, N, d]`."""
+    return qkv.permute(2, 0, 3, 1, 4).flatten(1, 2).contiguous()
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor | None, batch: int) -> Tensor:
+    """`[B * H, N, N]`, of queries and keys `[B * H, N, d]`."""
+    scores = torch.bmm(q, k.transpose(1, 2)).mul_(q.shape[2] ** -0.5)
+    if mask is not None:
+        scores.unflatten(0, (batch, -1)).masked_fill_(~mask, float("-inf"))
+    return scores.softmax(dim=-1)
 
 
 class _Plain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, mask: Tensor | None) -> Tensor:
         batch, tokens, _, heads, width = qkv.shape
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).reshape(3, batch * heads, tokens, width)  # [B * H, N, d] each
-        ctx.scale = width**-0.5
-        scores = torch.bmm(q, k.transpose(1, 2)).mul_(ctx.scale)  # [B * H, N, N]
-        if mask is not None:
-            scores.view(batch, heads, tokens, tokens).masked_fill_(~mask, float("-inf"))
-        weights = scores.softmax(dim=-1)
-        ctx.save_for_backward(q, k, v, weights)
-        return torch.bmm(weights, v).view(batch, heads, tokens, width).transpose(1, 2).flatten(2)
+        q, k, v = _projected(qkv)
+        ctx.save_for_backward(qkv, mask)
+        mixed = torch.bmm(_weights(q, k, mask, batch), v)  # [B * H, N, d]
+        return mixed.view(batch, heads, tokens, width).transpose(1, 2).flatten(2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # grad: [B, N, H * d]
-        q, k, v, weights = ctx.saved_tensors
-        batch, tokens, heads, width = len(grad), q.shape[1], grad.shape[2] // q.shape[2], q.shape[2]
+        qkv, mask = ctx.saved_tensors
+        batch, tokens, _, heads, width = qkv.shape
+        q, k, v = _projected(qkv)
+        weights = _weights(q, k, mask, batch)
         grad = grad.view(batch, tokens, heads, width).transpose(1, 2).reshape(q.shape)  # [B * H, N, d]
         slope = torch.bmm(grad, v.transpose(1, 2))  # [B * H, N, N] by the weights
-        slope = torch._softmax_backward_data(slope, weights, -1, weights.dtype).mul_(ctx.scale)  # by the scores
-        out = q.new_empty(batch, tokens, 3, heads, width)
+        slope = torch._softmax_backward_data(slope, weights, -1, weights.dtype).mul_(width**-0.5)  # by the scores
+        out = torch.empty_like(qkv, memory_format=torch.contiguous_format)
         parts = (torch.bmm(slope, k), torch.bmm(slope.transpose(1, 2), q), torch.bmm(weights.transpose(1, 2), grad))
         for i, part in enumerate(parts):
             out[:, :, i] = part.view(batch, heads, tokens, width).transpose(1, 2)

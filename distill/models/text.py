@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from distill.models.arch import Arch
 from distill.models.attention import Attention, Layout
+from distill.models.block import Block
 from distill.models.init import init_block
 from distill.models.positions import sinusoids
 from distill.models.vision import NORM_EPS

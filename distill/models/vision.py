@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from distill.errors import UserError
 from distill.models.arch import Arch
 from distill.models.attention import Attention, Layout
+from distill.models.block import Block
 from distill.models.init import init_block
 from distill.models.positions import resize_grid
 from distill.models.values import value_view, with_blocks
@@ -264,6 +265,7 @@ def _trunk(arch: Arch, cls_tokens: int, gelu: str, drop_path: float, kernels: st
         weight_init="skip",
         norm_layer=norm,
         act_layer=activation,
+        block_fn=Block,
         attn_layer=Attention,
         mlp_layer=SwiGLU if arch.ffn == "swiglu" else Mlp,
     )

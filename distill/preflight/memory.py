@@ -1,7 +1,7 @@
 """Memory of one training step on one device, part by part, in bytes.
 
-What autograd keeps is counted from the modules: for each block and token the inputs of both norms and residual sums in
-fp32, and what enters or leaves the matrix products and attention in the precision of activations. The tests compare
+What is kept is counted from the modules: for each block and token the residual sums in fp32, and what enters or leaves
+attention and the hidden layer in the precision of activations. The tests compare
 with the storages that autograd really keeps.
 """
 
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from distill.config.schema import Config
 from distill.models.arch import Arch
-from distill.models.attention import PLAIN_UP_TO
 from distill.objectives.contrastive import PART_BYTES
 from distill.objectives.prototypes import CHUNK_BYTES, CHUNK_ROWS
 from distill.preflight.counts import Counts, Model
@@ -46,13 +45,14 @@ def step_memory(
     """Bytes by part, at the end of the forward pass of `images` images, where they are most."""
     spread, teacher = layout.spread, config.teacher
     towers = config.train.devices if teacher.shard else 1  # devices that share the teacher's
-    low = 0.0 if precision == "fp32" else 2.0  # autocast keeps a copy of every trained matrix until the backward pass
+    low = 0.0 if precision == "fp32" else 2.0  # autocast keeps a copy of what is trained until the backward pass
+    outside = sum(model.heads for model in counts.models if model.trained)  # blocks keep no copies
     return {
         "weights": 4.0 * (counts.trained / spread + counts.frozen / (towers if teacher.mode == "frozen" else 1)),
         "gradients": 4.0 * counts.trained / spread,
         "optimiser": (8.0 if config.optim.name == "adamw" else 0.1) * counts.trained / spread,
         "averaged copies": 4.0 * counts.averaged / (towers if teacher.mode == "ema" else 1),
-        "low-precision copies": low * counts.trained,  # whole on every device, however weights are spread
+        "low-precision copies": low * outside,  # whole on every device, however weights are spread
         "activations": _activations(config, counts, passes, images, precision, layout),
         "heads and losses": _heads(config, counts, images, precision),
         "views": _views(config, images),
@@ -61,28 +61,33 @@ def step_memory(
     }
 
 
-def kept_bytes(arch: Arch, text: bool, precision: str, checkpointing: str = "none", plain: int = 0) -> float:
-    """Bytes kept for the backward pass by one block for one token.
+def kept_bytes(arch: Arch, text: bool, precision: str, checkpointing: str = "none") -> float:
+    """Bytes kept for the backward pass by one block (`distill.models.block`) for one token.
 
-    Inputs of the two norms (2 D, fp32), of the four matrix products (3 D and the hidden layer) and of attention (q, k
-    and v: 3 D); the hidden layer before its activation too, thrice with a gate, not with ReLU. Fused attention keeps
-    its output (D) before the views are joined; plain attention over `plain` tokens (0: fused) keeps its weights.
-    `full` checkpointing keeps the block's input alone, `selective` what products and attention give.
+    The block's input and the sum after attention (2 D, fp32), queries, keys and values (3 D), what attention mixes (D)
+    and the hidden layer; with a gate both of its halves, and what the norm before it makes (4 D bytes: fp32 once, or
+    low precision twice). `full` checkpointing keeps the block's input alone, `selective` what goes into attention and
+    comes out of it too.
     """
     low, width = BYTES[precision], arch.width
-    hidden, before = (arch.text_mlp, 0) if text else (arch.mlp, 3 if arch.ffn == "swiglu" else 1)
     if checkpointing == "full":
         return 4.0 * width
     if checkpointing == "selective":
-        return 4.0 * width + low * (6 * width + max(1, before - 1) * hidden)
-    attention = arch.heads * plain if plain else width
-    return 8.0 * width + low * (6 * width + attention + (1 + before) * hidden)
+        return 4.0 * width + low * 4 * width
+    gated = not text and arch.ffn == "swiglu"
+    hidden = arch.text_mlp if text else arch.mlp
+    return 8.0 * width + low * (4 * width + (2 if gated else 1) * hidden) + (4.0 * width if gated else 0)
 
 
-def plain_tokens(config: Config, text: bool, tokens: int, precision: str) -> int:
-    """`tokens` where attention over them is not fused, else 0: short sequences in bf16 on a CPU, without dropout."""
-    plain = config.train.accelerator == "cpu" and precision == "bf16" and not (text and config.text.dropout)
-    return tokens if plain and tokens <= PLAIN_UP_TO else 0
+def made_bytes(arch: Arch, text: bool, precision: str) -> float:
+    """Bytes that one block makes for one token in its forward pass and reads again, whether they are kept or not.
+
+    Inputs of the two norms (2 D, fp32), of the four matrix products (3 D and the hidden layer) and of attention (3 D),
+    its output (D), and the hidden layer before its activation, thrice with a gate, not with ReLU.
+    """
+    low, width = BYTES[precision], arch.width
+    hidden, before = (arch.text_mlp, 0) if text else (arch.mlp, 3 if arch.ffn == "swiglu" else 1)
+    return 8.0 * width + low * (7 * width + (1 + before) * hidden)
 
 
 def _activations(
@@ -95,8 +100,7 @@ def _activations(
         if one.trained:
             model, text = models[one.model], one.what == "text"
             depth = (config.text.layers or model.arch.text_layers) if text else model.depth
-            plain = plain_tokens(config, text, one.tokens, precision)
-            per_token = kept_bytes(model.arch, text, precision, layout.checkpointing, plain) * depth
+            per_token = kept_bytes(model.arch, text, precision, layout.checkpointing) * depth
             kept += images * one.sequences * one.tokens * (per_token + 8.0 * model.arch.width)  # embedding, last norm
     return kept
 
@@ -156,6 +160,6 @@ def _working(
         arch, text = models[one.model].arch, one.what == "text"
         need = 1.0 * BYTES[precision] * (4 * arch.width + 2 * (arch.text_mlp if text else arch.mlp))
         if one.trained and layout.checkpointing != "none":
-            need += kept_bytes(arch, text, precision) - kept_bytes(arch, text, precision, layout.checkpointing)
+            need += made_bytes(arch, text, precision) - kept_bytes(arch, text, precision, layout.checkpointing)
         largest = max(largest, images * one.sequences * one.tokens * need)
     return largest

@@ -17,7 +17,7 @@ from distill.preflight.hardware import (
     NODE,
     Device,
 )
-from distill.preflight.memory import Layout, kept_bytes
+from distill.preflight.memory import Layout, made_bytes
 
 FP32_SHARE = 0.5  # of the bf16 rate: TF32 matrix products
 OPTIMISER_BYTES = 40  # a trained parameter: clip, read and write weight, gradient and two moments
@@ -41,7 +41,7 @@ def gpu_seconds(
         linear += again * (operations.linear + operations.patches)
         attention += again * operations.attention
         tokens = one.sequences * one.tokens * depth_of(model, config, text)
-        traffic += moved * (3 if one.trained else 1) * tokens * 2 * kept_bytes(model.arch, text, precision)
+        traffic += moved * (3 if one.trained else 1) * tokens * 2 * made_bytes(model.arch, text, precision)
     parts = {
         "matrix products": images * linear / (rate * MATRIX_SHARE),
         "attention": images * attention / (rate * ATTENTION_SHARE),

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from timm.models.vision_transformer import Block
 from torch.nn import functional as F
 
 from distill.errors import UserError
+from distill.models.block import Block
 from distill.models.vision import VisionTower
 
 
