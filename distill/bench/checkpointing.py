@@ -16,7 +16,7 @@ from distill.models.vision import VisionTower
 from distill.training.recompute import recompute_blocks
 from students import parse_arch
 
-FULL: dict[str, Any] = {"arch": "S/14", "side": 224, "images": 2}
+FULL: dict[str, Any] = {"arch": "S/14", "side": 224, "images": 8}
 QUICK: dict[str, Any] = {"arch": "tiny/8", "side": 32, "images": 2}
 KINDS = ("none", "selective", "full")
 

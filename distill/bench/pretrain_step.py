@@ -4,13 +4,14 @@ Ours is the real loop's step: head-only EMA, one packed pass, the prototype loss
 step from lightly's public blocks (see `distill/bench/lightly_step.py`): a momentum copy of trunk and head, a pass for
 every view, whole matrices of prototype logits. Both start from the same weights and see the same batch, and their
 losses are checked to be the same before anything is timed. The first rows compare like with like, both in fp32 or both
-under bf16 autocast; the last ones compare what `train.precision: auto` picks here with the plain fp32 step. One CPU
-thread.
+under bf16 autocast; then what `train.precision: auto` picks here meets the plain fp32 step, and the last rows say what
+`train.checkpointing: selective`, which needs less memory, costs. One CPU thread.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 from distill.bench import ours
@@ -45,14 +46,18 @@ SMALL: dict[str, Any] = {
 AGREE = 1e-2  # relative; lightly resizes the positions of local crops bicubically, we bilinearly
 
 
-def config(precision: str, quick: bool) -> Config:
+SELECTIVE = "ours, selective"  # ours with train.checkpointing=selective
+
+
+def config(precision: str, quick: bool, checkpointing: str = "none") -> Config:
     """The recipe of the step."""
-    return ours.configure("pretrain/tipsv2_l14", SETTINGS | (SMALL if quick else {}) | {"train.precision": precision})
+    asked = {"train.precision": precision, "train.checkpointing": checkpointing}
+    return ours.configure("pretrain/tipsv2_l14", SETTINGS | (SMALL if quick else {}) | asked)
 
 
 def prepare(kind: str, precision: str, quick: bool) -> Callable[[], Any]:
-    """A call that takes one step, `kind` ours or lightly; gives its loss."""
-    cfg = config(precision, quick)
+    """A call that takes one step, `kind` ours, `SELECTIVE` or lightly; gives its loss."""
+    cfg = config(precision, quick, "selective" if kind == SELECTIVE else "none")
     state = ours.start(cfg)
     learner = state.distiller.student("student")
     batch = ours.fake_batch(cfg, learner.model.tokenizer.vocabulary)
@@ -67,19 +72,21 @@ def compared() -> tuple[list[str], list[tuple[str, str]]]:
     return precisions, [(p, p) for p in precisions] + [(p, "fp32") for p in precisions[1:]]
 
 
-def label(mine: str, theirs: str) -> str:
+def label(mine: str, theirs: str, kind: str = "ours") -> str:
+    if kind == SELECTIVE:
+        return f"ours in {mine} with train.checkpointing=selective, lightly in {theirs}"
     return f"both in {mine}" if mine == theirs else f"ours in {mine}, lightly in {theirs}"
 
 
 def measure(quick: bool) -> list[Row]:
     precisions, pairs = compared()
     with use_threads(1):
-        steps = {(kind, p): prepare(kind, p, quick) for p in precisions for kind in ("ours", "lightly")}
+        steps = {(kind, p): prepare(kind, p, quick) for p in precisions for kind in ("ours", SELECTIVE, "lightly")}
         check_agreement(float(steps["ours", "fp32"]()), float(steps["lightly", "fp32"]()))
         time = interleave(steps, rounds=1 if quick else 3)
     rows: list[Row] = []
-    for mine, theirs in pairs:
-        what, a, b = label(mine, theirs), time["ours", mine], time["lightly", theirs]
+    for kind, (mine, theirs) in product(("ours", SELECTIVE), pairs):
+        what, a, b = label(mine, theirs, kind), time[kind, mine], time["lightly", theirs]
         rows += [more(what, 1 / a.wall, 1 / b.wall, "steps/s"), less(what, a.cpu, b.cpu, "s of CPU a step")]
     return rows
 
