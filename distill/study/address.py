@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from distill.config.schema import Config
 from distill.training.fingerprint import LOSS_VERSION
+
+FOLDERS = re.compile(r"""(?<![\w./~])/(?=[^/])(?:[^\s/'",]+/)+""")  # of an absolute path; not those of a url
 
 # Keys that change where or how a run is written down, not what is learnt.
 SILENT = ["name", "log", "eval", "guard", "data.workers", "data.scenes.cache"]
@@ -53,4 +56,18 @@ def address(values: Mapping[str, Any]) -> str:
 
 def same_content(stored: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a stored cell was made with the values of today, on every key that both know."""
-    return all(stored[key] == now[key] for key in stored.keys() & now.keys())
+    return all(same_value(stored[key], now[key]) for key in stored.keys() & now.keys())
+
+
+def same_value(stored: Any, now: Any) -> bool:
+    """Equal, or equal but for the folders that a kept result leaves out."""
+    return bool(stored == now or stored == placeless(now))
+
+
+def placeless(tree: Any) -> Any:
+    """A JSON-able tree with the folders of absolute paths replaced: `shards=/data/mine/a.tar` -> `shards=DIR/a.tar`."""
+    if isinstance(tree, str):
+        return FOLDERS.sub("DIR/", tree)
+    if isinstance(tree, Mapping):
+        return {key: placeless(value) for key, value in tree.items()}
+    return [placeless(value) for value in tree] if isinstance(tree, list | tuple) else tree

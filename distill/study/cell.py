@@ -5,6 +5,7 @@ Trains (or continues, or finds the run finished), evaluates, draws the pictures,
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ from typing import Any
 from distill.errors import UserError
 from distill.study.code import code_digest
 from distill.study.curves import end_values, loss_curves
-from distill.study.store import COST, PICTURES, PROGRESS, RESULT, RUN, read_json, write_json
+from distill.study.store import COST, LOCK, PICTURES, PROGRESS, RESULT, RUN, read_json, write_json
 
 FORWARDS = ("frozen", "ema", "cotrained")  # teacher modes with a trunk pass of their own
 
@@ -27,8 +28,11 @@ FORWARDS = ("frozen", "ema", "cotrained")  # teacher modes with a trunk pass of 
 def main(spec_path: Path) -> int:
     """Exit status: 0 done, 2 bad input, 130 interrupted with the state saved; anything else is a fault."""
     spec = json.loads(spec_path.read_text(encoding="utf-8"))
+    folder = Path(spec["folder"])
     try:
-        write_json(Path(spec["folder"]) / RESULT, run_cell(spec))
+        with (folder / LOCK).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # waits while the cell of a killed runner writes its last checkpoint
+            write_json(folder / RESULT, run_cell(spec))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

@@ -32,6 +32,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--again", action="store_true", help="run anew what is done; old cells are kept aside")
     parser.add_argument("--name", help="folder under --runs (default: the study's name)")
     parser.add_argument("--runs", default="runs", metavar="DIR", help="folder that holds the runs (default: runs)")
+    parser.add_argument(
+        "--keep", metavar="DIR", help="also copy finished cells, small, to DIR; what is there is not run"
+    )
     parser.add_argument("--report", action="store_true", help="only rebuild the report from the results there are")
     parser.set_defaults(main=main)
 
@@ -61,6 +64,7 @@ def main(args: argparse.Namespace) -> int:
         again=args.again,
         name=args.name,
         runs=args.runs,
+        keep=args.keep,
     )
     tell(result, console, time.monotonic() - began)
     return 130 if result.outcome.interrupted else 0 if result.complete else 1

@@ -12,7 +12,7 @@ from distill.study.claims import Claim, Finding, judge
 from distill.study.columns import CHANCE, COLUMNS, Column
 from distill.study.plan import Plan
 from distill.study.statistics import Interval, mean_interval, paired_difference
-from distill.study.store import RESULT, is_done, read_json, write_json
+from distill.study.store import is_done, read_json, read_result, write_json
 
 FORMAT = 1
 RESULTS, CLAIMS, REPORT = "results.json", "claims.json", "report.html"
@@ -24,8 +24,7 @@ def collect(plan: Plan, failed: Mapping[str, str] | None = None, command: str = 
     recipe = plan.recipe
     rows, missing = [], []
     for cell in plan.cells.values():
-        folder = plan.folder(cell)
-        result = read_json(folder / RESULT)
+        result = read_result(plan.folder(cell))
         if result is None or not is_done(result, cell, plan.eval):
             missing.append(cell.name)
             continue

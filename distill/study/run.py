@@ -18,11 +18,13 @@ from distill.config.load import load_config
 from distill.config.schema import Config
 from distill.errors import UserError
 from distill.study.display import Display, clock
+from distill.study.keep import Keeper
 from distill.study.plan import Plan, make_plan, select
 from distill.study.recipe import checked_seeds, read_study
 from distill.study.report import write_report
 from distill.study.results import REPORT, RESULTS, Tree, collect, load_results, save
 from distill.study.runner import Command, Outcome, Runner, cell_command
+from distill.study.store import read_json
 from distill.study.table import summary_table
 
 
@@ -50,6 +52,7 @@ def study(
     again: bool = False,
     name: str | None = None,
     runs: str | Path = "runs",
+    keep: str | Path | None = None,
     console: Console | None = None,
     command: Command = cell_command,
     **more: Any,
@@ -65,6 +68,7 @@ def study(
         only: variants to run, with the teachers they need (empty: all).
         again: run those of `only` anew (all variants if `only` is empty); the old cells are kept aside.
         name: folder under `runs` (None: the study's own name).
+        keep: folder that gets a small copy of every finished cell, to be committed; cells found there are not run.
 
     Raises UserError for a recipe that cannot be run, before anything is started.
     """
@@ -76,9 +80,12 @@ def study(
     anew = [c.name for c in plan.cells.values() if again and (not only or c.variant in only)]
     plan.root.mkdir(parents=True, exist_ok=True)
     slots, threads, gpus = divide_machine(parallel, plan)
+    line = _command_line(recipe, {**(overrides or {}), **more}, seeds, name, runs, keep)
+    keeper = None if keep is None else _keeper(Path(keep), plan, recipe, {**(overrides or {}), **more}, line)
     with alone(plan.root), Display(slots, console) as display:
-        outcome = Runner(plan, display, slots, threads, gpus, command).run(names, anew)
-    results = collect(plan, outcome.failed, _command_line(recipe, {**(overrides or {}), **more}, seeds, name, runs))
+        extra: dict[str, Any] = {} if keeper is None else {"kept": keeper.folder, "on_done": keeper}
+        outcome = Runner(plan, display, slots, threads, gpus, command, **extra).run(names, anew)
+    results = collect(plan, outcome.failed, line)
     save(results, plan.root)
     if results["rows"]:
         write_report(results, plan.root)
@@ -99,6 +106,16 @@ def plan_study(
 
     chosen = None if seeds is None else checked_seeds(list(seeds) if isinstance(seeds, Sequence) else seeds)
     return make_plan(read_study(recipe), resolve, _flat(overrides or {}), chosen, Path(runs), name)
+
+
+def _keeper(folder: Path, plan: Plan, recipe: str | Path, overrides: Mapping[str, Any], command: str) -> Keeper:
+    """Keeps this study's cells; its kept results go on to hold the seeds that they had."""
+    had = (read_json(folder / plan.root.name / RESULTS) or {}).get("seeds", [])
+    seeds = sorted({*plan.seeds, *had})
+    whole = (
+        plan if seeds == list(plan.seeds) else plan_study(recipe, overrides, seeds, plan.root.parent, plan.root.name)
+    )
+    return Keeper(folder, plan, whole, command)
 
 
 def rebuild(folder: str | Path) -> Path:
@@ -153,11 +170,14 @@ def _flat(overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _command_line(recipe: str | Path, overrides: Mapping[str, Any], seeds: Any, name: str | None, runs: Any) -> str:
+def _command_line(
+    recipe: str | Path, overrides: Mapping[str, Any], seeds: Any, name: str | None, runs: Any, keep: Any
+) -> str:
     words = ["distill", "study", str(recipe), *(f"{k}={v}" for k, v in _flat(overrides).items())]
     words += ["--seeds", str(seeds)] if isinstance(seeds, int) else []
     words += ["--name", name] if name else []
     words += ["--runs", str(runs)] if str(runs) != "runs" else []
+    words += ["--keep", str(keep)] if keep is not None else []
     return shlex.join(words)
 
 

@@ -63,7 +63,8 @@ class Running:
 class Runner:
     """Runs cells in order of need: a student starts when its teacher is done.
 
-    `slots` cells run at once with `threads` CPU threads each; `gpus` are handed out by slot.
+    `slots` cells run at once with `threads` CPU threads each; `gpus` are handed out by slot. Finished cells are taken
+    from all studies beside this one and from those in `kept`; `on_done` is told of every cell that is done.
     """
 
     def __init__(
@@ -74,9 +75,12 @@ class Runner:
         threads: int,
         gpus: Sequence[str] = (),
         command: Command = cell_command,
+        kept: Path | None = None,
+        on_done: Callable[[Cell], None] = lambda cell: None,
     ):
         self.plan, self.display, self.command = plan, display, command
         self.slots, self.threads, self.gpus = slots, threads, list(gpus)
+        self.kept, self.on_done = kept, on_done
         self.states: dict[str, CellState] = {}
         self.running: dict[str, Running] = {}
 
@@ -110,7 +114,7 @@ class Runner:
 
     def _settle(self, wanted: Sequence[str], again: set[str]) -> None:
         """Mark what is finished, here or in another study; make room where a folder holds another cell."""
-        index = index_results(self.plan.root.parent)
+        index = index_results(self.plan.root.parent, *([self.kept] if self.kept else []))
         for name in wanted:
             cell = self.plan.cells[name]
             folder = self.plan.folder(cell)
@@ -128,6 +132,7 @@ class Runner:
             if teacher and self.states[name].status == "waiting" and self.states[teacher].status == "done":
                 folder = self.plan.folder(self.plan.cells[teacher])
                 if not has_weights(weights_folder(folder)):
+                    self.display.say(f"{teacher} has a result but no weights, which {name} needs: it is trained again.")
                     self._mark(teacher, "waiting", "")
 
     def _same(self, folder: Path, cell: Cell) -> bool:
@@ -154,6 +159,7 @@ class Runner:
         cell = self.plan.cells[name]
         folder = self.plan.folder(cell)
         write_json(folder / SPEC, self.spec(cell))
+        (folder / RESULT).unlink(missing_ok=True)  # its presence means done
         (folder / RUN / PROGRESS).unlink(missing_ok=True)
         taken = {r.slot for r in self.running.values()}
         slot = next(s for s in range(self.slots) if s not in taken)
@@ -217,6 +223,8 @@ class Runner:
 
     def _mark(self, name: str, status: str, note: str) -> None:
         self.states[name].status, self.states[name].note = status, note
+        if status == "done":
+            self.on_done(self.plan.cells[name])
 
     # -------------------------------------------------------------------------------------------- after
 

@@ -6,6 +6,8 @@ runs/<study>/cells/<variant>-s<seed>/
     cell.json      its result; written last, so that its presence means done
     pictures/      small PNGs of the same test images in every cell
     ...            the training run itself (metrics.csv, checkpoints/, ...)
+
+A folder given with --keep holds cells in the same places, small enough to commit (distill/study/keep.py).
 """
 
 from __future__ import annotations
@@ -17,18 +19,19 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.study.address import same_content
+from distill.study.address import same_content, same_value
 from distill.study.plan import Cell
 
 RESULT, SPEC, LOG, COST, PICTURES = "cell.json", "spec.json", "cell.log", "cost.json", "pictures"
-RUN, PROGRESS, MANIFEST = "run", "progress.json", "pictures.json"
+RUN, PROGRESS, MANIFEST, LOCK = "run", "progress.json", "pictures.json", "cell.lock"
+SAME = "same_as"  # in a kept cell.json: the kept cell of another study (STUDY/cells/NAME) that has the result
 
 
-def write_json(path: Path, tree: Any) -> None:
+def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
     """Write atomically: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(tree, indent=indent) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
@@ -53,23 +56,39 @@ def is_done(result: Mapping[str, Any] | None, cell: Cell, evaluation: Mapping[st
     if result is None or not matches(result, cell):
         return False
     had = result.get("eval", {})
-    same = all(had.get(k) == evaluation[k] for k in ("dataset", "samples"))
+    same = all(same_value(had.get(k), evaluation[k]) for k in ("dataset", "samples"))
     return same and set(evaluation["tasks"]) <= set(had.get("tasks", []))
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a cell still holds a checkpoint of its run."""
-    from distill.training.checkpoint import existing
+    """Whether a finished cell still holds the last checkpoint of its run."""
+    from distill.training.checkpoint import existing, step_of
 
-    return bool(existing(folder / RUN / "checkpoints"))
+    steps = (read_json(folder / RESULT) or {}).get("content", {}).get("train.steps", 0)
+    return any(step_of(path) >= steps for path in existing(folder / RUN / "checkpoints"))
 
 
-def index_results(runs: Path) -> dict[str, list[Path]]:
-    """Address -> folders of finished cells, over all studies."""
+def true_place(folder: Path) -> Path:
+    """Where a cell's result and pictures are: its folder, or that of the kept cell that it refers to."""
+    other = (read_json(folder / RESULT) or {}).get(SAME)
+    return folder.parents[2] / other if isinstance(other, str) else folder
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """A finished cell's result, also where it refers to that of another study; None where there is none."""
+    own = read_json(folder / RESULT)
+    if own is None or SAME not in own:
+        return own
+    other = read_json(true_place(folder) / RESULT)
+    return None if other is None else {**other, **own}
+
+
+def index_results(*roots: Path) -> dict[str, list[Path]]:
+    """Address -> folders of finished cells, over all studies in `roots`; references to other cells are left out."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(runs.glob(f"*/cells/*/{RESULT}")):
+    for path in [path for root in roots for path in sorted(root.glob(f"*/cells/*/{RESULT}"))]:
         result = read_json(path)
-        if result and isinstance(result.get("address"), str):
+        if result and isinstance(result.get("address"), str) and SAME not in result:
             found.setdefault(result["address"], []).append(path.parent)
     return found
 

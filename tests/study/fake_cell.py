@@ -11,7 +11,9 @@ import json
 import math
 import os
 import random
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,17 @@ def result(spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def end_with_parent() -> None:
+    """As the real one: standard input ends with the runner."""
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(path: Path) -> int:
     spec = json.loads(path.read_text())
     folder = Path(spec["folder"])
@@ -131,7 +144,7 @@ def main(path: Path) -> int:
     except KeyboardInterrupt:
         write_json(state, {"step": done})
         return 130
-    write_json(run / "checkpoints" / "step_00000020.pt", {})
+    write_json(run / "checkpoints" / f"step_{spec['content']['train.steps']:08d}.pt", {})
     if os.environ.get("FAKE_PICTURES"):
         draw(folder / "pictures", quality(spec["variant"], spec["seed"]))
     write_json(folder / "cell.json", result(spec))
@@ -139,4 +152,5 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main(Path(sys.argv[1])))
