@@ -23,7 +23,8 @@ def register(subparsers: Any) -> None:
         epilog="Keys under eval. change the study's evaluation; all others are settings of every variant's run.",
     )
     parser.add_argument(
-        "recipe", help="a study from 'distill ls study', or a file; with --report also a study's folder"
+        "recipe",
+        help="a study from 'distill ls study', or a file; with --report also a folder of one study or of several",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every variant")
     parser.add_argument("--seeds", type=int, metavar="N", help="run seeds 0 to N-1 (default: the recipe's)")
@@ -41,7 +42,8 @@ def register(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Exit status: 0 all done, 1 some cells failed, 130 interrupted."""
-    from distill.study.results import load_results
+    from distill.study.markdown import README
+    from distill.study.results import holds_studies, load_results
     from distill.study.run import rebuild, study, tell
     from distill.study.table import summary_table
 
@@ -51,6 +53,9 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"--report runs nothing, so it takes no settings; leave out {args.overrides[0]}.")
         folder = _results_folder(args)
         report = rebuild(folder)
+        if holds_studies(folder):
+            console.print(f"{folder / README}\n{report}", highlight=False)
+            return 0
         console.print(summary_table(load_results(folder), console.width))
         console.print(str(report), highlight=False)
         return 0

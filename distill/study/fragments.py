@@ -6,15 +6,14 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from distill.study.columns import COLUMNS, COSTS, SCORES, TERMS, Column, show
+from distill.study.claim_lines import claim_lines
+from distill.study.columns import COSTS, SCORES, Column, show
 from distill.study.curves import Curve
 from distill.study.effects import effects_svg
 from distill.study.plots import limits, patch_loss_svg
-from distill.study.results import Tree, chance, difference, findings, mean_of, measured
-from distill.study.store import MANIFEST, read_json
+from distill.study.results import Tree, chance, difference, mean_of, measured
 from distill.study.table import best
 
 
@@ -148,17 +147,13 @@ def difference_table(results: Tree) -> str:
 def claim_list(results: Tree) -> str:
     """Every claim with its verdict, what was measured and where it comes from."""
     items = []
-    titles = {c.key: c for c in [*COLUMNS, *TERMS]}
-    for finding in findings(results):
-        claim = finding.claim
-        column = titles.get(claim.metric, Column(claim.metric, "", claim.metric, claim.metric, 1, 3))
-        change = finding.difference
-        shown = show(column, change.mean, change.half, sign=True) if change else "not measured"
-        label = f"{column.group.split(',')[0]}, {column.title}" if column.group else claim.metric
+    for line in claim_lines(results):
+        claim, finding = line.finding.claim, line.finding
         items.append(
             f'<li><span class="verdict {finding.verdict.replace(" ", "-")}">{esc(finding.verdict)}</span>'
-            f"<div><p>{esc(claim.says)}.</p><p class='small'>{esc(label)}: {esc(claim.second)} − {esc(claim.first)} = "
-            f"<b>{esc(shown)}</b>; {esc(finding.reason)}. Source: {esc(claim.source)}.</p></div></li>"
+            f"<div><p>{esc(claim.says)}.</p><p class='small'>{esc(line.metric)}: {esc(claim.second)} − "
+            f"{esc(claim.first)} = <b>{esc(line.measured)}</b> (95 % interval {esc(line.interval)}), "
+            f"expected {esc(line.expected)}; {esc(finding.reason)}. Source: {esc(claim.source)}.</p></div></li>"
         )
     return f'<ul class="claims">{"".join(items)}</ul>' if items else ""
 
@@ -180,48 +175,6 @@ def loss_figures(results: Tree, curves: Mapping[str, Mapping[str, Curve]]) -> st
             f'<img src="{source}" alt="patch loss of {esc(variant)} over the steps"></figure>'
         )
     return f'<div class="plots">{"".join(parts)}</div>' if parts else ""
-
-
-def galleries(results: Tree, folders: Mapping[str, Path]) -> str:
-    """For each kind of panel a grid: test images down; image, truth and the variants across."""
-    manifests = {v: tree for v, f in folders.items() if (tree := read_json(f / MANIFEST)) is not None}
-    if not manifests:
-        return ""
-    shown = next(iter(manifests.values()))
-    drawn = {v: folders[v] for v in manifests}
-    keys = "".join(
-        f'<span class="key"><i style="background:{esc(c["colour"])}"></i>{esc(c["name"])}</span>'
-        for c in shown["legend"]
-    )
-    parts = []
-    for kind, text in shown["panels"].items():
-        legend = f'<p class="keys">{keys}</p>' if keys and kind != "pca" else ""
-        parts.append(f"<h3>{esc(text)}</h3>{legend}{_gallery(kind, drawn, shown['images'])}")
-    return "".join(parts)
-
-
-def _gallery(kind: str, folders: Mapping[str, Path], count: int) -> str:
-    shared = next(iter(folders.values()))
-    columns = [("image", shared, "image"), ("truth", shared, "truth"), *((v, f, kind) for v, f in folders.items())]
-    columns = [c for c in columns if (c[1] / f"{c[2]}_0.png").exists()]
-    heads = "".join(f"<th>{esc(label)}</th>" for label, _, _ in columns)
-    rows = []
-    for number in range(count):
-        cells = [_picture(folder / f"{name}_{number}.png", label, number) for label, folder, name in columns]
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    return (
-        f"<div class='scroll'><table class='gallery'><thead><tr>{heads}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
-
-
-def _picture(path: Path, label: str, number: int) -> str:
-    try:
-        source = data_uri(path.read_bytes(), "png")
-    except OSError:
-        return "<td>–</td>"
-    kind = ' class="photo"' if label == "image" else ""
-    return f'<td><img{kind} src="{source}" alt="{esc(label)}, test image {number + 1}"></td>'
 
 
 # ------------------------------------------------------------------------------------------------ settings

@@ -13,7 +13,7 @@ INK, PALE = "#374151", "#d1d5db"
 STYLE: Any = {
     "font.size": 9,
     "font.family": "sans-serif",
-    "svg.fonttype": "path",
+    "svg.fonttype": "none",
     "svg.hashsalt": "study",
     "axes.edgecolor": PALE,
     "axes.labelcolor": INK,

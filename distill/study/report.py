@@ -10,28 +10,48 @@ from string import Template
 from typing import Any
 
 from distill.study import fragments
+from distill.study.claim_lines import CLAIMS_TEXT
 from distill.study.curves import Curve
 from distill.study.fragments import esc
+from distill.study.galleries import Shelf, definitions, galleries
 from distill.study.plots import MASKED, VISIBLE
 from distill.study.results import REPORT, Tree
-from distill.study.store import PICTURES, RESULT, read_json
+from distill.study.store import PICTURES, read_result, true_place
 
 
 def write_report(results: Tree, folder: Path) -> Path:
     """Build the report from results.json's content and the cells in `folder`; returns its path."""
+    return write_page(folder, build_report(results, folder))
+
+
+def build_report(results: Tree, folder: Path) -> str:
+    """The report's text."""
+    shelf: Shelf = {}
+    return page(results["title"], study_body(results, folder, shelf), shelf)
+
+
+def write_page(folder: Path, text: str) -> Path:
+    """Put report.html into `folder`, whole or not at all."""
     path = folder / REPORT
     partial = path.with_suffix(".html.partial")
-    partial.write_text(build_report(results, folder), encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     partial.replace(path)
     return path
 
 
-def build_report(results: Tree, folder: Path) -> str:
-    """The report's text. Curves and pictures are those of each variant's first seed."""
+def page(title: str, body: str, shelf: Shelf) -> str:
+    """A whole file around `body`, with the pictures that it shows."""
+    return Template(_asset("report.html")).substitute(
+        css=_asset("report.css"), title=esc(title), body=body, pictures=definitions(shelf)
+    )
+
+
+def study_body(results: Tree, folder: Path, shelf: Shelf) -> str:
+    """All parts of one study. Curves and pictures are those of each variant's first seed."""
     first = {row["variant"]: folder / row["folder"] for row in reversed(results["rows"])}
     first = {v: first[v] for v in results["variants"] if v in first}
-    return Template(_asset("report.html")).substitute(
-        css=_asset("report.css"),
+    return Template(_asset("study.html")).substitute(
+        anchor=esc(results["study"]),
         study=esc(results["study"]),
         title=esc(results["title"]),
         purpose=esc(results["purpose"]),
@@ -48,7 +68,7 @@ def build_report(results: Tree, folder: Path) -> str:
         pictures=_section(
             "What the patches know",
             PICTURE_TEXT,
-            fragments.galleries(results, {v: f / PICTURES for v, f in first.items()}),
+            galleries({v: true_place(f) / PICTURES for v, f in first.items()}, shelf),
         ),
         switches=fragments.switch_table(results),
         settings=_settings(results),
@@ -56,10 +76,6 @@ def build_report(results: Tree, folder: Path) -> str:
     )
 
 
-CLAIMS_TEXT = (
-    "A sign counts as reproduced when the whole 95 % interval of the difference, paired by seed, has it; "
-    "as not reproduced when the whole interval has the other sign; otherwise it is undecided."
-)
 DIFFERENCES_TEXT = (
     "In percentage points (depth: metres, less is better), paired by seed. "
     "Bold: the 95 % interval over seeds excludes zero."
@@ -84,7 +100,7 @@ LOSS_TEXT = (
 )
 PICTURE_TEXT = (
     "The first test images, the same under every variant. PCA: the three main directions of a variant's patch "
-    "features as red, green and blue; colours are comparable down a column, not across columns. Segmentation: each "
+    "features as red, green and blue; colours are comparable along a row, not between rows. Segmentation: each "
     "pixel has the colour of the class whose name is nearest to its patch."
 )
 
@@ -102,7 +118,7 @@ def _part(title: str, text: str, body: str) -> str:
 
 
 def _curves(folders: Mapping[str, Path]) -> dict[str, dict[str, Curve]]:
-    return {v: (read_json(folder / RESULT) or {}).get("curves", {}) for v, folder in folders.items()}
+    return {v: (read_result(folder) or {}).get("curves", {}) for v, folder in folders.items()}
 
 
 def _facts(results: Tree) -> str:

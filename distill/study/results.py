@@ -86,6 +86,16 @@ def load_results(folder: Path) -> Tree:
     return results
 
 
+def holds_studies(folder: Path) -> bool:
+    """Whether a folder holds the results of several studies, in folders of their own, rather than of one."""
+    return not (folder / RESULTS).exists() and any(folder.glob(f"*/{RESULTS}"))
+
+
+def load_studies(folder: Path) -> dict[str, Tree]:
+    """Results by folder name, of every study in `folder`; a `UserError` for one of another format."""
+    return {path.parent.name: load_results(path.parent) for path in sorted(folder.glob(f"*/{RESULTS}"))}
+
+
 # ------------------------------------------------------------------------------------------------ views
 
 

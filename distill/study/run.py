@@ -19,10 +19,11 @@ from distill.config.schema import Config
 from distill.errors import UserError
 from distill.study.display import Display, clock
 from distill.study.keep import Keeper
+from distill.study.overview import write_overview
 from distill.study.plan import Plan, make_plan, select
 from distill.study.recipe import checked_seeds, read_study
 from distill.study.report import write_report
-from distill.study.results import REPORT, RESULTS, Tree, collect, load_results, save
+from distill.study.results import REPORT, RESULTS, Tree, collect, holds_studies, load_results, save
 from distill.study.runner import Command, Outcome, Runner, cell_command
 from distill.study.store import read_json
 from distill.study.table import summary_table
@@ -119,8 +120,13 @@ def _keeper(folder: Path, plan: Plan, recipe: str | Path, overrides: Mapping[str
 
 
 def rebuild(folder: str | Path) -> Path:
-    """Write report.html (and claims.json) anew from a folder with results.json; returns the report's path."""
+    """Write report.html (and claims.json) anew from a folder with results.json; returns the report's path.
+
+    A folder that holds several studies' folders gets one report of them all, and its README.md.
+    """
     place = Path(folder)
+    if holds_studies(place):
+        return write_overview(place)
     results = load_results(place)
     save(results, place)
     return write_report(results, place)

@@ -35,10 +35,12 @@ class Checker(HTMLParser):
         self.words: list[str] = []
         self.sources: list[str] = []
         self.tags: list[str] = []
+        self.ids: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.ids |= {value or "" for name, value in attrs if name == "id" and tag == "image"}
         if tag not in VOID:
             self.open.append(tag)
 
@@ -85,9 +87,12 @@ def test_report_is_one_well_formed_file_with_every_variant(done: Done) -> None:
     assert "value path" in text
     assert "script" not in page.tags
     assert page.sources
-    assert all(source.startswith("data:image/") for source in page.sources)
-    # image, truth and three variants for six images under three kinds of panel, three loss plots, one of effects
-    assert page.tags.count("img") == 6 * 5 * 3 + 3 + 1
+    assert all(source.startswith(("data:image/", "#p")) for source in page.sources)
+    # image, truth and three variants for six images under three kinds of panel; three loss plots, one of effects
+    assert page.tags.count("use") == 6 * 5 * 3
+    assert page.tags.count("img") == 3 + 1
+    assert {s[1:] for s in page.sources if s.startswith("#")} == page.ids
+    assert page.tags.count("image") == len(page.ids) < 6 * 5 * 3
 
 
 def test_report_shows_the_numbers_of_results_json(done: Done) -> None:

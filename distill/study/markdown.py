@@ -1,0 +1,81 @@
+"""The results of several studies as Markdown: README.md beside them, and the claim table of the project's README.
+
+`python -m distill.study.markdown FOLDER` prints the claim table.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from distill.study.claim_lines import CLAIMS_TEXT, all_claim_lines
+from distill.study.columns import SCORES, show
+from distill.study.results import Tree, load_studies, mean_of, measured
+
+README = "README.md"
+CLAIM_HEADS = ("", "claim", "study", "source", "expected", "measured", "95 % interval", "seeds", "verdict")
+
+
+def readme(studies: Mapping[str, Tree]) -> str:
+    """The page: all claims, then each study's scores with what they took and how to make a row again."""
+    parts = [
+        "# Results of the studies",
+        "Written by `distill study --report` from the results in this folder. Differences of shares are in percentage "
+        f"points. {CLAIMS_TEXT}",
+        claim_table(studies),
+        *(study_part(results) for results in studies.values()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def claim_table(studies: Mapping[str, Tree]) -> str:
+    """A row a claim, by number."""
+    rows = []
+    for line in all_claim_lines(studies):
+        claim, verdict = line.finding.claim, line.finding.verdict
+        what = [str(line.number or ""), line.says, line.study, claim.source, line.expected]
+        rows.append([*what, line.measured, line.interval, str(line.seeds), f"**{verdict}**"])
+    return table(CLAIM_HEADS, rows)
+
+
+def study_part(results: Tree) -> str:
+    """A study's scores (mean ± half the 95 % interval), what they took, and the commands."""
+    columns = measured(results, SCORES)
+    heads = ["variant", *(c.short for c in columns), "seeds", "minutes", "hardware", "code"]
+    rows = []
+    for variant, about in results["variants"].items():
+        own = [row for row in results["rows"] if row["variant"] == variant]
+        means = [mean_of(results, variant, c) for c in columns]
+        numbers = [show(c, m.mean, m.half) if m else "–" for c, m in zip(columns, means)]
+        devices = ", ".join(sorted({str(r["environment"].get("device", "unknown")) for r in own}))
+        codes = ", ".join(sorted({f"`{r['code']}`" for r in own}))
+        rows.append([f"`{variant}`: {about['title']}", *numbers, str(len(own)), _minutes(own), devices, codes])
+    parts = [f"## {results['title']} (`{results['study']}`)", results["purpose"]]
+    if results["missing"]:
+        parts.append(f"Not finished: {', '.join(results['missing'])}.")
+    parts += [
+        f"{results['steps']:,} steps of {results['batch']:,} images (unless a variant says otherwise); "
+        f"{results['eval']['samples']:,} test images of `{results['eval']['dataset']}`. "
+        "Minutes: training and evaluation of one seed.",
+        table(heads, rows),
+        f"One row anew (VARIANT as in the table): `{results['command']} --only VARIANT --again`",
+    ]
+    return "\n\n".join(parts)
+
+
+def _minutes(rows: Sequence[Tree]) -> str:
+    """Mean wall time of a cell."""
+    seconds = [row["cost"].get("train_seconds", 0.0) + row["cost"].get("eval_seconds", 0.0) for row in rows]
+    return f"{math.fsum(seconds) / len(seconds) / 60:.1f}" if seconds else "–"
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    print(claim_table(load_studies(Path(sys.argv[1]))))

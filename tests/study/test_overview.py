@@ -1,0 +1,111 @@
+"""Several studies in one report, and as Markdown."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from distill.cli import main
+from distill.study import markdown, runner
+from distill.study.claim_lines import all_claim_lines
+from distill.study.results import load_studies
+from distill.study.run import rebuild, study
+
+from .conftest import fake_painter, write_recipe
+
+ROOT = Path(__file__).parents[2]
+KEPT = ROOT / "docs" / "results" / "study"
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kept results of two studies that share their cells; the second one has claims with numbers."""
+    folder = tmp_path_factory.mktemp("kept")
+    path = write_recipe(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "POLL", 0.01)
+        patch.setenv("FAKE_STEPS", "1")
+        patch.setenv("FAKE_PICTURES", "1")
+        for name in ("trio", "duo"):
+            text = path.read_text()
+            if name == "duo":
+                text = text.replace("study: trio", "study: duo").replace("says: all tokens", "says: '2: all | tokens'")
+                text = text.replace("'2: all | tokens' beat masked ones", "'2: all | tokens stay level'")
+                text = text.replace("expect: +", "expect: 0, margin: 0.05")
+            path.write_text(text)
+            options = {"runs": folder / "runs", "keep": folder / "kept", "parallel": 2, "seeds": 2}
+            quiet = Console(file=io.StringIO())
+            study(path, {"train.accelerator": "cpu"}, console=quiet, command=fake_painter, **options)
+    shutil.rmtree(folder / "runs")
+    path.unlink()
+    return folder / "kept"
+
+
+def test_one_report_of_all_from_the_kept_results_alone(kept: Path) -> None:
+    text = rebuild(kept).read_text()
+    for name in ("trio", "duo"):
+        assert f'<header id="{name}">' in text
+        assert f'href="#{name}"' in text
+    assert text.index("all | tokens stay level") < text.index("all tokens beat masked ones")  # numbered ones first
+    assert text.count('<table class="overview">') == 1
+    assert "http" not in re.sub(r'data:image/[^"]*', "", text)
+    assert len(text) < 1_000_000
+
+
+def test_pictures_of_cells_in_both_studies_are_there_once(kept: Path) -> None:
+    text = rebuild(kept).read_text()
+    defined = re.findall(r'<image id="(p\w+)"', text)
+    assert len(defined) == len(set(defined)) == 2 + 3 * 3 - _equal_panels(kept)  # image, truth; three kinds a variant
+    assert text.count("<use ") == 2 * 3 * 5
+
+
+def _equal_panels(kept: Path) -> int:
+    strips = list((kept / "trio").rglob("pictures/*.webp")) + list((kept / "duo").rglob("pictures/*.webp"))
+    return 2 + 3 * 3 - len({path.read_bytes() for path in strips})
+
+
+def test_a_study_in_the_folder_has_a_report_of_its_own(kept: Path, tmp_path: Path) -> None:
+    shutil.copytree(kept, tmp_path / "kept")
+    text = rebuild(tmp_path / "kept" / "trio").read_text()
+    assert "overview" not in text.split("</style>")[1]
+
+
+def test_markdown_has_claims_scores_and_commands(kept: Path) -> None:
+    rebuild(kept)
+    text = (kept / "README.md").read_text()
+    assert "| 2 | all \\| tokens stay level | duo | Table 3 | 0 ± 5.0 | +" in text
+    assert "|  | all tokens beat masked ones | trio | Table 3 | + | +" in text
+    assert "`ibotpp`: all tokens" in text
+    assert "Test CPU" in text
+    assert "`0123456789ab`" in text
+    assert "--only VARIANT --again" in text
+
+
+def test_measured_interval_and_verdict_of_a_line(kept: Path) -> None:
+    line = next(line for line in all_claim_lines(load_studies(kept)) if line.study == "trio")
+    change = line.finding.difference
+    assert change is not None and change.low is not None and change.high is not None
+    assert line.measured == f"{100 * change.mean:+.1f}"
+    assert line.interval == f"{100 * change.low:+.1f} to {100 * change.high:+.1f}".replace("-", "−")
+    assert line.seeds == 2
+
+
+def test_command_line_reports_a_folder_of_studies(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", str(kept), "--report"]) == 0
+    said = capsys.readouterr().out
+    assert "README.md" in said
+    assert "report.html" in said
+
+
+@pytest.mark.skipif(not any(KEPT.glob("*/results.json")), reason="no results of the studies yet")
+def test_the_readmes_claims_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "<!-- claims -->" in text, f"paste: python -m distill.study.markdown {KEPT.relative_to(ROOT)}"
+    shown = text.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
+    assert shown.strip() == markdown.claim_table(load_studies(KEPT))
+    assert (KEPT / "README.md").read_text() == markdown.readme(load_studies(KEPT))
