@@ -152,7 +152,8 @@ class TargetHeads(nn.Module):
     def _cls(self, bottleneck: Tensor, objective: ObjectiveConfig, learn: bool) -> Tensor:
         head = self._head("cls")
         directions = head.directions()  # [K, d]
-        logits = bottleneck.float() @ directions.float().T  # [B, K]
+        with torch.autocast(bottleneck.device.type, enabled=False):  # it would round the cosines
+            logits = bottleneck.float() @ directions.float().T  # [B, K]
         if isinstance(head, FittedHead):
             return torch.softmax(logits / head.temperature, dim=-1)
         if learn:

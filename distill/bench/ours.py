@@ -52,7 +52,7 @@ def fake_batch(cfg: Config, vocabulary: int, seed: int = 0) -> Batch:
     local = rng.integers(0, 256, (size, views.locals, 3, views.local_size, views.local_size), dtype=np.uint8)
     parts = {"global_": pixels, "local": local, "mask": np.stack(masks), "tokens": tokens, "valid": valid}
     tensors: dict[str, Any] = {name: torch.from_numpy(part) for name, part in parts.items()}
-    return Batch(**tensors, index=torch.arange(size))
+    return Batch(**tensors, index=torch.arange(size), masked=int(parts["mask"].sum()))
 
 
 def start(cfg: Config, teacher: str | None = None) -> TrainState:

@@ -36,8 +36,10 @@ class PrototypeHead(nn.Module):
         return F.normalize(self.prototypes.float(), dim=-1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x [..., D]` -> cosines `[..., K]`; divide by a temperature for logits.
+        """`x [..., D]` -> cosines `[..., K]`, float32 under autocast too; divide by a temperature for logits.
 
         Materialises every token's K cosines: losses over patches take `bottleneck` and `directions` in chunks instead.
         """
-        return self.bottleneck(x) @ self.directions().T
+        bottleneck = self.bottleneck(x)
+        with torch.autocast(x.device.type, enabled=False):  # it would round the cosines
+            return bottleneck @ self.directions().T

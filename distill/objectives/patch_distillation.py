@@ -48,36 +48,43 @@ def prototype_patch_loss(
     tokens: str,
     temperature: float,
     chunk: int | None = None,
+    masked: int | None = None,
 ) -> PatchLoss:
     """Cross-entropy of each patch to the teacher's distribution over prototypes, as a uniform mean (see the module).
 
     `student` `[B, N, d]`: the student's bottleneck vectors from the corrupted view; `directions` `[K, d]`: its
     prototypes; `targets`: distributions of the same B x N patches of the clean view; `mask` bool `[B, N]`, True =
     masked; `tokens`: masked | visible | all; `temperature`: the student's; `chunk`: tokens at a time (None: by
-    memory). Both parts are always measured; tokens that are not supervised take no part in the gradient. Raises
-    UserError for another `tokens`, or when no token of the global batch is supervised.
+    memory); `masked`: how many tokens the mask hides (None: counted, for which a GPU is waited for). Both parts are
+    always measured; tokens that are not supervised take no part in the gradient. Raises UserError for another `tokens`,
+    or when no token of the global batch is supervised.
     """
-    keep = supervised(mask, tokens)
-    if keep is None:
-        sum_, each = prototype_cross_entropy(student.flatten(0, 1), directions, targets, temperature, chunk)
-        return _uniform_mean(sum_, mask.numel(), each.view_as(mask), mask, tokens)
-    sum_, own = prototype_cross_entropy(student[keep], directions, targets.select(keep), temperature, chunk)
+    rows = supervised(mask, tokens, masked)
+    flat = student.flatten(0, 1)  # [B*N, d]
+    if rows is None:
+        sum_, each = prototype_cross_entropy(flat, directions, targets, temperature, chunk)
+        return _uniform_mean(sum_, mask.numel(), each, mask, tokens)
+    sum_, own = prototype_cross_entropy(flat[rows.own], directions, targets.select(rows.own), temperature, chunk)
     with torch.no_grad():
-        other = prototype_cross_entropy(student[~keep], directions, targets.select(~keep), temperature, chunk).tokens
-    each = own.new_empty(mask.shape)
-    each[keep], each[~keep] = own, other
+        other = targets.select(rows.other)
+        unseen = prototype_cross_entropy(flat[rows.other], directions, other, temperature, chunk).tokens
+    each = own.new_empty(len(flat))
+    each[rows.own], each[rows.other] = own, unseen
     return _uniform_mean(sum_, len(own), each, mask, tokens)
 
 
-def feature_patch_loss(student: Tensor, target: Tensor, mask: Tensor, tokens: str) -> PatchLoss:
+def feature_patch_loss(
+    student: Tensor, target: Tensor, mask: Tensor, tokens: str, masked: int | None = None
+) -> PatchLoss:
     """Regression of the teacher's patch features, `feature_distance` as a uniform mean (see the module).
 
     `student` `[B, N, D]`: a linear projection of the student's tokens. `target` `[B, N, D]`: the teacher's, normalised
-    by `FeatureNorm` or `PhiSNorm`, so that a few large channels do not take over. `mask`, `tokens` and errors as above.
+    by `FeatureNorm` or `PhiSNorm`, so that a few large channels do not take over. `mask`, `tokens`, `masked` and errors
+    as above.
     """
-    each = feature_distance(student, target)  # [B, N]
-    keep = supervised(mask, tokens)
-    own = each if keep is None else each[keep]
+    each = feature_distance(student, target).flatten()  # [B*N]
+    rows = supervised(mask, tokens, masked)
+    own = each if rows is None else each[rows.own]
     return _uniform_mean(own.sum(), own.numel(), each.detach(), mask, tokens)
 
 
@@ -148,21 +155,38 @@ class FeatureNorm(nn.Module):
         return mean.to(self.mean.dtype), (square - mean.square()).clamp_min(0).to(self.var.dtype)
 
 
-def supervised(mask: Tensor, tokens: str) -> Tensor | None:
-    """Which tokens are supervised: bool `[B, N]`, or None for all of them. Raises UserError for an unknown word."""
+class Rows(NamedTuple):
+    """Which tokens are supervised and which are not, in raster order over the batch: int64, B*N together."""
+
+    own: Tensor
+    other: Tensor
+
+
+def supervised(mask: Tensor, tokens: str, masked: int | None = None) -> Rows | None:
+    """The rows that are supervised under `mask` `[B, N]`, or None for all of them.
+
+    `masked`: how many tokens the mask hides, if known: then the shapes are too, and no GPU is waited for, as indexing
+    with a mask would. Raises UserError for an unknown word.
+    """
     if tokens not in TOKENS:
         raise unknown("objective.patch.tokens", tokens, TOKENS)
-    return {"masked": mask, "visible": ~mask, "all": None}[tokens]
+    if tokens == "all":
+        return None
+    if masked is None:
+        masked = int(mask.sum())
+    order = torch.argsort((~mask).flatten().to(torch.uint8), stable=True)  # [B*N] the masked ones first
+    hidden, visible = order[:masked], order[masked:]
+    return Rows(hidden, visible) if tokens == "masked" else Rows(visible, hidden)
 
 
 def _uniform_mean(sum_: Tensor, own: int, each: Tensor, mask: Tensor, tokens: str) -> PatchLoss:
-    """The loss from the sum over this rank's `own` supervised tokens, and every token's detached loss `each` `[B, N]`.
+    """The loss from the sum over this rank's `own` supervised tokens, and every token's detached loss `each` `[B*N]`.
 
     Ranks may hold different numbers of supervised tokens. The global mean is (sum over ranks of sums) / (sum of
     counts); gradients are averaged over ranks, so each rank returns `ranks * its sum / global count`.
     """
     weight = torch.stack([mask.flatten(), ~mask.flatten()]).to(each.dtype)  # [2, B*N] masked, visible
-    local = torch.cat([weight @ each.flatten(), weight.sum(dim=1)])  # [4] sums, then counts
+    local = torch.cat([weight @ each, weight.sum(dim=1)])  # [4] sums, then counts
     sum_masked, sum_visible, masked, visible = all_reduce_sum(local).unbind()
     count = {"masked": masked, "visible": visible, "all": masked + visible}[tokens]
     if own == 0 and count.item() == 0:  # the first test needs no wait for the device

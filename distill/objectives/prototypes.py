@@ -93,9 +93,9 @@ class PrototypeTargets:
     center: Tensor  # [K]
     temperature: float | Tensor  # a scalar
 
-    def select(self, keep: Tensor) -> PrototypeTargets:
-        """The targets of the tokens where `keep` (bool, the leading shape) is True, in raster order."""
-        return replace(self, bottleneck=self.bottleneck[keep])
+    def select(self, rows: Tensor) -> PrototypeTargets:
+        """The targets of the tokens `rows` (int64 `[T]`, counted in raster order)."""
+        return replace(self, bottleneck=self.bottleneck.flatten(0, -2)[rows])
 
     def chunk(self, rows: slice) -> Tensor:
         """`[t, K]`: the distributions of the tokens in `rows`, counted in raster order; fp32."""
@@ -114,9 +114,9 @@ class ReadyTargets:
 
     probs: Tensor  # [..., K], rows sum to 1
 
-    def select(self, keep: Tensor) -> ReadyTargets:
-        """The targets of the tokens where `keep` (bool, the leading shape) is True, in raster order."""
-        return replace(self, probs=self.probs[keep])
+    def select(self, rows: Tensor) -> ReadyTargets:
+        """The targets of the tokens `rows` (int64 `[T]`, counted in raster order)."""
+        return replace(self, probs=self.probs.flatten(0, -2)[rows])
 
     def chunk(self, rows: slice) -> Tensor:
         """`[t, K]`: the distributions of the tokens in `rows`, counted in raster order; fp32."""

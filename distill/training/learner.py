@@ -29,10 +29,11 @@ class Pixels:
     images: Tensor
     locals: Tensor
     mask: Tensor  # bool [B, N]
+    masked: int | None  # how many patches it hides, where known
 
     @classmethod
     def of(cls, batch: Batch) -> Pixels:
-        return cls(batch.images(), batch.locals_(), batch.mask)
+        return cls(batch.images(), batch.locals_(), batch.mask, batch.masked)
 
 
 @dataclass
@@ -133,9 +134,8 @@ class Learner(nn.Module):
         if self.corrupts:
             view = views.masked or self.model.image(pixels.images, pixels.mask)
         if isinstance(targets, FeatureTargets):
-            return feature_patch_loss(
-                self.heads.predict_features(view.patches), targets.features, pixels.mask, self.tokens
-            )
+            guess = self.heads.predict_features(view.patches)
+            return feature_patch_loss(guess, targets.features, pixels.mask, self.tokens, pixels.masked)
         head = self.heads.patch
         return prototype_patch_loss(
             head.bottleneck(view.patches),
@@ -144,6 +144,7 @@ class Learner(nn.Module):
             pixels.mask,
             self.tokens,
             self.objective.patch.student_temperature,
+            masked=pixels.masked,
         )
 
 

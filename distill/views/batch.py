@@ -48,6 +48,7 @@ class Batch:
     cut: int = 0  # captions cut to the context, over the batch
     failures: list[SampleError] = field(default_factory=list)  # samples skipped while this batch was filled
     view: np.ndarray | None = None  # int64 [B, 8], see VIEW; no tensor, as it is of no use on a device
+    masked: int | None = None  # how many patches the masks hide in all; None: unknown, a device would be asked
 
     def __len__(self) -> int:
         return self.global_.shape[0]
@@ -91,4 +92,5 @@ def collate(views: list[Views], failures: Iterable[SampleError] = ()) -> Batch:
         cut=sum(v.cut for v in views),
         failures=list(failures),
         view=np.stack([v.view for v in views]),
+        masked=sum(int(v.mask.sum()) for v in views),
     )

@@ -49,8 +49,9 @@ class FittedHead(nn.Module):
         return self.prototypes
 
     def forward(self, x: Tensor) -> Tensor:
-        """`x [..., D]` -> cosines `[..., K]`."""
-        return self.bottleneck(x) @ self.directions().T
+        """`x [..., D]` -> cosines `[..., K]`, float32 under autocast too."""
+        with torch.autocast(x.device.type, enabled=False):
+            return self.bottleneck(x) @ self.directions().T
 
 
 class FittedHeads(nn.Module):

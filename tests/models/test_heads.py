@@ -80,6 +80,15 @@ def test_normalisation_stays_in_full_precision_under_autocast():
     torch.testing.assert_close(bottleneck.norm(dim=-1), torch.ones(4))
 
 
+def test_cosines_are_not_rounded_under_autocast():
+    head = PrototypeHead(8, HeadsConfig(prototypes=11, hidden=6, bottleneck=5))
+    x = torch.randn(4, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cosines, exact = head(x), head.bottleneck(x).double() @ head.directions().double().T
+    assert cosines.dtype == torch.float32
+    torch.testing.assert_close(cosines.double(), exact, rtol=0, atol=1e-6)  # bfloat16 would be off by 1e-3
+
+
 def test_size_of_the_shared_head_of_the_papers_saving():
     with torch.device("meta"):
         head = PrototypeHead(768, HeadsConfig())

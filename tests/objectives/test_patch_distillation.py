@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.errors import UserError
 from distill.objectives.patch_distillation import FeatureNorm, feature_patch_loss, prototype_patch_loss, supervised
@@ -87,6 +88,47 @@ def test_nothing_to_supervise_is_refused(case, unit):
         prototype_patch_loss(student, directions, targets, nothing, "masked", 0.1)
     with pytest.raises(UserError, match="no visible token"):
         feature_patch_loss(student, unit(3, 6, 5), ~nothing, "visible")
+
+
+@pytest.mark.parametrize("tokens", ["masked", "visible"])
+def test_supervised_rows_are_those_of_the_mask(tokens):
+    keep = MASK.flatten() if tokens == "masked" else ~MASK.flatten()
+    for masked in (None, 6):
+        rows = supervised(MASK, tokens, masked)
+        assert rows.own.tolist() == keep.nonzero().flatten().tolist()  # in raster order
+        assert rows.other.tolist() == (~keep).nonzero().flatten().tolist()
+    assert supervised(MASK, "all") is None
+
+
+class Waits(TorchDispatchMode):
+    """Counts operations whose result decides a shape or a number in Python: on a GPU the program waits for them."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        by_mask = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
+        if by_mask and any(index is not None and index.dtype == torch.bool for index in args[1]):
+            self.count += 1
+        if func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero):
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("tokens", ["masked", "visible", "all"])
+def test_a_known_number_of_masked_tokens_gives_the_same_without_a_wait(case, unit, tokens):
+    student, directions, targets, _ = case
+    target = unit(3, 6, 5)
+    seen = {}
+    for masked in (None, 6):
+        with Waits() as waits:
+            losses = (
+                prototype_patch_loss(student, directions, targets, MASK, tokens, 0.1, masked=masked),
+                feature_patch_loss(student, target, MASK, tokens, masked),
+            )
+            grads = torch.autograd.grad(losses[0].total + losses[1].total, (student, directions))
+        seen[masked] = [x for loss in losses for x in loss] + list(grads)
+        assert (waits.count > 0) == (masked is None and tokens != "all")
+    assert all(torch.equal(a, b) for a, b in zip(seen[None], seen[6], strict=True))
 
 
 def test_an_unknown_word_is_refused():
