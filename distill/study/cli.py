@@ -36,6 +36,12 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--keep", metavar="DIR", help="also copy finished cells, small, to DIR; what is there is not run"
     )
+    parser.add_argument(
+        "--lr-check", action="store_true", help="only try every variant briefly at three learning rates"
+    )
+    parser.add_argument(
+        "--fraction", type=float, metavar="F", help="of a variant's steps in --lr-check (default: 0.25)"
+    )
     parser.add_argument("--report", action="store_true", help="only rebuild the report from the results there are")
     parser.set_defaults(main=main)
 
@@ -43,6 +49,7 @@ def register(subparsers: Any) -> None:
 def main(args: argparse.Namespace) -> int:
     """Exit status: 0 all done, 1 some cells failed, 130 interrupted."""
     from distill.study.markdown import README
+    from distill.study.rates import FRACTION
     from distill.study.results import holds_studies, load_results
     from distill.study.run import rebuild, study, tell
     from distill.study.table import summary_table
@@ -59,6 +66,9 @@ def main(args: argparse.Namespace) -> int:
         console.print(summary_table(load_results(folder), console.width))
         console.print(str(report), highlight=False)
         return 0
+    if args.fraction is not None and not args.lr_check:
+        raise UserError(f"--fraction {args.fraction:g} is of the steps in --lr-check; give both, or leave it out.")
+    fraction = FRACTION if args.fraction is None else args.fraction
     began = time.monotonic()
     result = study(
         args.recipe,
@@ -70,6 +80,7 @@ def main(args: argparse.Namespace) -> int:
         name=args.name,
         runs=args.runs,
         keep=args.keep,
+        lr_check=fraction if args.lr_check else None,
     )
     tell(result, console, time.monotonic() - began)
     return 130 if result.outcome.interrupted else 0 if result.complete else 1

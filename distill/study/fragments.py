@@ -13,6 +13,7 @@ from distill.study.columns import COSTS, SCORES, Column, show
 from distill.study.curves import Curve
 from distill.study.effects import effects_svg
 from distill.study.plots import limits, patch_loss_svg
+from distill.study.rates import rate_heads, rate_rows
 from distill.study.results import Tree, chance, difference, mean_of, measured
 from distill.study.table import best
 
@@ -178,6 +179,17 @@ def loss_figures(results: Tree, curves: Mapping[str, Mapping[str, Curve]]) -> st
 
 
 # ------------------------------------------------------------------------------------------------ settings
+
+
+def rate_table(rates: Tree) -> str:
+    """The learning-rate check: arms by rates."""
+    heads = "".join(f"<th>{esc(head)}</th>" for head in rate_heads(rates))
+    body = "".join(
+        f'<tr><th scope="row">{esc(row[0])}</th>{_cells([*map(esc, row[1:])])}</tr>' for row in rate_rows(rates)
+    )
+    return (
+        f'<div class="scroll"><table class="scores"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
 
 
 def switch_table(results: Tree) -> str:

@@ -40,7 +40,7 @@ class Keeper:
         self.whole = replace(whole, root=folder / plan.root.name)
 
     def __call__(self, cell: Cell) -> None:
-        first = cell.seed == min(self.whole.seeds)
+        first = cell.seed == min(self.whole.seeds) and not self.plan.recipe.variants[cell.variant].trial
         keep_cell(self.plan.folder(cell), self.whole.folder(cell), cell, self.plan.eval, first)
         save(placeless(small_results(collect(self.whole, command=self.command))), self.whole.root)
 

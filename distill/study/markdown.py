@@ -12,20 +12,24 @@ from pathlib import Path
 
 from distill.study.claim_lines import CLAIMS_TEXT, all_claim_lines
 from distill.study.columns import SCORES, show
+from distill.study.rates import load_rates, rate_heads, rate_rows, rates_text
 from distill.study.results import Tree, load_studies, mean_of, measured
 
 README = "README.md"
 CLAIM_HEADS = ("", "claim", "study", "source", "expected", "measured", "95 % interval", "seeds", "verdict")
 
 
-def readme(studies: Mapping[str, Tree]) -> str:
-    """The page: all claims, then each study's scores with what they took and how to make a row again."""
+def readme(studies: Mapping[str, Tree], folder: Path) -> str:
+    """The page: all claims, then each study's scores with what they took and how to make a row again.
+
+    `studies` by the name of their folder in `folder`.
+    """
     parts = [
         "# Results of the studies",
         "Written by `distill study --report` from the results in this folder. Differences of shares are in percentage "
         f"points. {CLAIMS_TEXT}",
         claim_table(studies),
-        *(study_part(results) for results in studies.values()),
+        *(study_part(results, load_rates(folder / name)) for name, results in studies.items()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -40,8 +44,8 @@ def claim_table(studies: Mapping[str, Tree]) -> str:
     return table(CLAIM_HEADS, rows)
 
 
-def study_part(results: Tree) -> str:
-    """A study's scores (mean ± half the 95 % interval), what they took, and the commands."""
+def study_part(results: Tree, rates: Tree | None = None) -> str:
+    """A study's scores (mean ± half the 95 % interval), what they took, the command, and its check of the rates."""
     columns = measured(results, SCORES)
     heads = ["variant", *(c.short for c in columns), "seeds", "minutes", "hardware", "code"]
     rows = []
@@ -62,6 +66,8 @@ def study_part(results: Tree) -> str:
         table(heads, rows),
         f"One row anew (VARIANT as in the table): `{results['command']} --only VARIANT --again`",
     ]
+    if rates:
+        parts += [f"Learning rates. {rates_text(rates)}", table(rate_heads(rates), rate_rows(rates))]
     return "\n\n".join(parts)
 
 

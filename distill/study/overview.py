@@ -19,7 +19,7 @@ HEADS = ("", "claim", "study", "source", "measure", "expected", "difference", "9
 def write_overview(folder: Path) -> Path:
     """Write report.html and README.md for the studies in `folder`, from their results alone; returns the report."""
     studies = load_studies(folder)
-    (folder / README).write_text(readme(studies), encoding="utf-8")
+    (folder / README).write_text(readme(studies, folder), encoding="utf-8")
     return write_page(folder, build_overview(studies, folder))
 
 

@@ -53,12 +53,16 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Variant:
-    """One arm. `changes` are dotted keys of the run recipe, inherited ones included; `teacher` is another variant."""
+    """One arm. `changes` are dotted keys of the run recipe, inherited ones included; `teacher` is another variant.
+
+    A `trial` is a short run of the learning-rate check: kept without curves and pictures.
+    """
 
     name: str
     title: str
     changes: dict[str, Any]
     teacher: str | None = None
+    trial: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class StudyRecipe:
     compare: tuple[Pair, ...] = ()
     claims: tuple[Claim, ...] = field(default=())
     paper: dict[str, Any] | None = None  # source, columns and variant -> values, as published
+    checks: str | None = None  # the study whose learning rates this one checks
 
 
 def read_study(name: str | Path) -> StudyRecipe:

@@ -15,6 +15,7 @@ from distill.study.curves import Curve
 from distill.study.fragments import esc
 from distill.study.galleries import Shelf, definitions, galleries
 from distill.study.plots import MASKED, VISIBLE
+from distill.study.rates import load_rates, rates_text
 from distill.study.results import REPORT, Tree
 from distill.study.store import PICTURES, read_result, true_place
 
@@ -70,6 +71,7 @@ def study_body(results: Tree, folder: Path, shelf: Shelf) -> str:
             PICTURE_TEXT,
             galleries({v: true_place(f) / PICTURES for v, f in first.items()}, shelf),
         ),
+        rates=_rates(folder),
         switches=fragments.switch_table(results),
         settings=_settings(results),
         commands=_commands(results),
@@ -119,6 +121,11 @@ def _part(title: str, text: str, body: str) -> str:
 
 def _curves(folders: Mapping[str, Path]) -> dict[str, dict[str, Curve]]:
     return {v: (read_result(folder) or {}).get("curves", {}) for v, folder in folders.items()}
+
+
+def _rates(folder: Path) -> str:
+    rates = load_rates(folder)
+    return _section("Learning rates", esc(rates_text(rates)), fragments.rate_table(rates)) if rates else ""
 
 
 def _facts(results: Tree) -> str:
@@ -188,9 +195,10 @@ def _settings(results: Tree) -> str:
 def _commands(results: Tree) -> str:
     command = results["command"] or f"distill study {shlex.quote(str(results['recipe']))}"
     variants = list(results["variants"])
-    single = f"{command} --only {variants[-1]} --again" if variants else command
+    single = f"{command} --only {variants[-1]} --again"
+    row = f"<p>One row anew, with the teacher it needs:</p><pre>{esc(single)}</pre>"
     return (
         f"<p>The whole study (finished cells are kept):</p><pre>{esc(command)}</pre>"
-        f"<p>One row anew, with the teacher it needs:</p><pre>{esc(single)}</pre>"
+        f"{'' if results.get('checks') else row}"
         f"<p>This page from the stored results:</p><pre>distill study {esc(results['folder'])} --report</pre>"
     )

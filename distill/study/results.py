@@ -62,6 +62,7 @@ def collect(plan: Plan, failed: Mapping[str, str] | None = None, command: str = 
         ],
         "claims": [asdict(claim) for claim in recipe.claims],
         "paper": recipe.paper,
+        "checks": recipe.checks,
         "rows": rows,
         "missing": missing,
         "failed": dict(failed or {}),
@@ -92,8 +93,9 @@ def holds_studies(folder: Path) -> bool:
 
 
 def load_studies(folder: Path) -> dict[str, Tree]:
-    """Results by folder name, of every study in `folder`; a `UserError` for one of another format."""
-    return {path.parent.name: load_results(path.parent) for path in sorted(folder.glob(f"*/{RESULTS}"))}
+    """Results by folder name, of every study in `folder` but learning-rate checks; a `UserError` for another format."""
+    found = {path.parent.name: load_results(path.parent) for path in sorted(folder.glob(f"*/{RESULTS}"))}
+    return {name: results for name, results in found.items() if not results.get("checks")}
 
 
 # ------------------------------------------------------------------------------------------------ views

@@ -21,12 +21,13 @@ from distill.study.display import Display, clock
 from distill.study.keep import Keeper
 from distill.study.overview import write_overview
 from distill.study.plan import Plan, make_plan, select
+from distill.study.rates import rate_plan, rate_tree, save_rates, trials
 from distill.study.recipe import checked_seeds, read_study
 from distill.study.report import write_report
 from distill.study.results import REPORT, RESULTS, Tree, collect, holds_studies, load_results, save
 from distill.study.runner import Command, Outcome, Runner, cell_command
 from distill.study.store import read_json
-from distill.study.table import summary_table
+from distill.study.table import rates_table, summary_table
 
 
 @dataclass
@@ -36,6 +37,7 @@ class StudyResult:
     folder: Path
     results: Tree
     outcome: Outcome
+    rates: Tree | None = None  # of a learning-rate check, as in lr.json
 
     @property
     def complete(self) -> bool:
@@ -54,6 +56,7 @@ def study(
     name: str | None = None,
     runs: str | Path = "runs",
     keep: str | Path | None = None,
+    lr_check: float | None = None,
     console: Console | None = None,
     command: Command = cell_command,
     **more: Any,
@@ -70,27 +73,38 @@ def study(
         again: run those of `only` anew (all variants if `only` is empty); the old cells are kept aside.
         name: folder under `runs` (None: the study's own name).
         keep: folder that gets a small copy of every finished cell, to be committed; cells found there are not run.
+        lr_check: instead of the study run its learning-rate check, for this part of the steps (distill/study/rates.py).
 
     Raises UserError for a recipe that cannot be run, before anything is started.
     """
     console = console or Console(stderr=True)
-    plan = plan_study(recipe, {**(overrides or {}), **more}, seeds, runs, name)
+    changes = _flat({**(overrides or {}), **more})
+    plan = checked = plan_study(recipe, changes, seeds, runs, name)
     if plan.eval["dataset"] == "???":
         raise UserError(f"{plan.recipe.path} leaves eval.dataset to you; give eval.dataset=DATASET:PATH with masks.")
+    select(plan, only)  # refuses unknown ones
+    if lr_check is not None:
+        plan = rate_plan(checked, {k: v for k, v in changes.items() if not k.startswith("eval.")}, _resolve, lr_check)
+        only = trials(only or list(checked.recipe.variants))
     names = select(plan, only or list(plan.recipe.variants))
     anew = [c.name for c in plan.cells.values() if again and (not only or c.variant in only)]
     plan.root.mkdir(parents=True, exist_ok=True)
     slots, threads, gpus = divide_machine(parallel, plan)
-    line = _command_line(recipe, {**(overrides or {}), **more}, seeds, name, runs, keep)
-    keeper = None if keep is None else _keeper(Path(keep), plan, recipe, {**(overrides or {}), **more}, line)
+    line = _command_line(recipe, changes, seeds, name, runs, keep, lr_check)
+    plain = _command_line(recipe, changes, seeds, name, "runs", None, lr_check)  # for a reader of kept results
+    keeper = None if keep is None else _keeper(Path(keep), plan, recipe, changes, plain)
     with alone(plan.root), Display(slots, console) as display:
         extra: dict[str, Any] = {} if keeper is None else {"kept": keeper.folder, "on_done": keeper}
         outcome = Runner(plan, display, slots, threads, gpus, command, **extra).run(names, anew)
     results = collect(plan, outcome.failed, line)
     save(results, plan.root)
+    rates = None if lr_check is None else rate_tree(checked, results, lr_check)
+    if rates is not None:
+        for folder in [checked.root.parent, *([keeper.folder] if keeper else [])]:
+            save_rates(rates, folder / checked.root.name)
     if results["rows"]:
         write_report(results, plan.root)
-    return StudyResult(plan.root, results, outcome)
+    return StudyResult(plan.root, results, outcome, rates)
 
 
 def plan_study(
@@ -101,21 +115,21 @@ def plan_study(
     name: str | None = None,
 ) -> Plan:
     """Read and check a study without running anything; raises UserError for what `study` would refuse."""
-
-    def resolve(base: str, changes: dict[str, Any]) -> Config:
-        return load_config(base, changes).config
-
     chosen = None if seeds is None else checked_seeds(list(seeds) if isinstance(seeds, Sequence) else seeds)
-    return make_plan(read_study(recipe), resolve, _flat(overrides or {}), chosen, Path(runs), name)
+    return make_plan(read_study(recipe), _resolve, _flat(overrides or {}), chosen, Path(runs), name)
+
+
+def _resolve(base: str, changes: dict[str, Any]) -> Config:
+    return load_config(base, changes).config
 
 
 def _keeper(folder: Path, plan: Plan, recipe: str | Path, overrides: Mapping[str, Any], command: str) -> Keeper:
     """Keeps this study's cells; its kept results go on to hold the seeds that they had."""
     had = (read_json(folder / plan.root.name / RESULTS) or {}).get("seeds", [])
     seeds = sorted({*plan.seeds, *had})
-    whole = (
-        plan if seeds == list(plan.seeds) else plan_study(recipe, overrides, seeds, plan.root.parent, plan.root.name)
-    )
+    if plan.recipe.checks or seeds == list(plan.seeds):
+        return Keeper(folder, plan, plan, command)
+    whole = plan_study(recipe, overrides, seeds, plan.root.parent, plan.root.name)
     return Keeper(folder, plan, whole, command)
 
 
@@ -177,20 +191,29 @@ def _flat(overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _command_line(
-    recipe: str | Path, overrides: Mapping[str, Any], seeds: Any, name: str | None, runs: Any, keep: Any
+    recipe: str | Path,
+    overrides: Mapping[str, Any],
+    seeds: Any,
+    name: str | None,
+    runs: Any,
+    keep: Any,
+    lr_check: float | None,
 ) -> str:
-    words = ["distill", "study", str(recipe), *(f"{k}={v}" for k, v in _flat(overrides).items())]
+    words = ["distill", "study", str(recipe), *(f"{k}={v}" for k, v in overrides.items())]
     words += ["--seeds", str(seeds)] if isinstance(seeds, int) else []
     words += ["--name", name] if name else []
     words += ["--runs", str(runs)] if str(runs) != "runs" else []
     words += ["--keep", str(keep)] if keep is not None else []
+    words += ["--lr-check", "--fraction", f"{lr_check:g}"] if lr_check is not None else []
     return shlex.join(words)
 
 
 def tell(result: StudyResult, console: Console, seconds: float) -> None:
     """Print the table, what failed and how to go on, and where everything is."""
     outcome = result.outcome
-    if result.results["rows"]:
+    if result.rates is not None:
+        console.print(rates_table(result.rates))
+    elif result.results["rows"]:
         console.print(summary_table(result.results, console.width))
     for cell, tail in outcome.failed.items():
         console.print(f"\n{cell} failed. The end of {result.folder / 'cells' / cell / 'cell.log'}:", style="bold red")

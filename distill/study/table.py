@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.study.columns import COLUMNS, COSTS, SCORES, Column, show
+from distill.study.rates import rate_heads, rate_rows, rates_text
 from distill.study.results import Tree, chance, findings, mean_of, measured
 
 LEFT_OUT = ("cost/peak_memory_mb", "cost/teacher_forwards")  # in results.json and the report
@@ -44,3 +45,13 @@ def summary_table(results: Tree, width: int = 120) -> RenderableType:
         table.add_row("guessing", *("" if g is None else show(c, g) for c, g in zip(columns, guesses)), style="dim")
     lines = [Text(f"{f.verdict}: {f.claim.says} ({f.reason})", style=STYLES[f.verdict]) for f in findings(results)]
     return Group(table, *lines)
+
+
+def rates_table(rates: Tree) -> RenderableType:
+    """The learning-rate check, arms by rates."""
+    table = Table(title=rates_text(rates), title_justify="left")
+    for head in rate_heads(rates):
+        table.add_column(head, justify="left" if head == "variant" else "right")
+    for row in rate_rows(rates):
+        table.add_row(*row)
+    return table

@@ -108,4 +108,4 @@ def test_the_readmes_claims_are_those_of_the_results() -> None:
     assert "<!-- claims -->" in text, f"paste: python -m distill.study.markdown {KEPT.relative_to(ROOT)}"
     shown = text.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
     assert shown.strip() == markdown.claim_table(load_studies(KEPT))
-    assert (KEPT / "README.md").read_text() == markdown.readme(load_studies(KEPT))
+    assert (KEPT / "README.md").read_text() == markdown.readme(load_studies(KEPT), KEPT)
