@@ -62,7 +62,8 @@ def _check_study(recipe: str, overrides: list[str], as_json: bool) -> int:
         print(f"  {variant.name}: {variant.title}{learns_from}")
     seeds = f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}"
     print(f"\n{len(plan.cells)} cells: {len(plan.recipe.variants)} variants x {seeds}, all valid.")
-    print(f"What one of them takes: distill check {plan.recipe.base}. To run them: distill study {recipe}")
+    words = " ".join([recipe, *overrides])
+    print(f"What one of them takes: distill check {plan.recipe.base}. To run them: distill study {words}")
     return 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from distill.study.claims import Finding
 from distill.study.columns import COLUMNS, TERMS, Column, show
-from distill.study.results import Tree, findings
+from distill.study.results import Tree, findings, hardware_of, scale_of
 
 NUMBER = re.compile(r"(\d+): (.*)", re.DOTALL)  # `8: iBOT++ beats iBOT`
 CLAIMS_TEXT = (
@@ -32,12 +32,14 @@ class ClaimLine:
     measured: str
     interval: str
     seeds: int
+    scale: str  # and hardware
     finding: Finding
 
 
 def claim_lines(results: Tree) -> list[ClaimLine]:
     """The study's claims in the recipe's order."""
-    return [_line(results["study"], finding) for finding in findings(results)]
+    scale = ", ".join(word for word in (scale_of(results), hardware_of(results)) if word)
+    return [_line(results["study"], scale, finding) for finding in findings(results)]
 
 
 def all_claim_lines(studies: Mapping[str, Tree]) -> list[ClaimLine]:
@@ -46,7 +48,7 @@ def all_claim_lines(studies: Mapping[str, Tree]) -> list[ClaimLine]:
     return sorted(lines, key=lambda line: (line.number is None, line.number or 0))  # stable within a study
 
 
-def _line(study: str, finding: Finding) -> ClaimLine:
+def _line(study: str, scale: str, finding: Finding) -> ClaimLine:
     claim, change = finding.claim, finding.difference
     column = next((c for c in (*COLUMNS, *TERMS) if c.key == claim.metric), None)
     column = column or Column(claim.metric, "", claim.metric, claim.metric, 1, 3)
@@ -64,5 +66,6 @@ def _line(study: str, finding: Finding) -> ClaimLine:
         if change is not None and bounded
         else "–",
         seeds=change.n if change else 0,
+        scale=scale,
         finding=finding,
     )

@@ -20,7 +20,8 @@ def register(subparsers: Any) -> None:
         "study",
         help="run a grid of variants and seeds, and compare them",
         description="Run the missing cells of a study (variants x seeds), then write results.json and report.html.",
-        epilog="Keys under eval. change the study's evaluation; all others are settings of every variant's run.",
+        epilog="scale=small: one of the recipe's scales. Keys under eval. change the study's evaluation; all others "
+        "are settings of every variant's run.",
     )
     parser.add_argument(
         "recipe",

@@ -13,10 +13,10 @@ from pathlib import Path
 from distill.study.claim_lines import CLAIMS_TEXT, all_claim_lines
 from distill.study.columns import SCORES, show
 from distill.study.rates import load_rates, rate_heads, rate_rows, rates_text
-from distill.study.results import Tree, load_studies, mean_of, measured
+from distill.study.results import Tree, load_studies, mean_of, measured, scale_of
 
 README = "README.md"
-CLAIM_HEADS = ("", "claim", "study", "source", "expected", "measured", "95 % interval", "seeds", "verdict")
+CLAIM_HEADS = ("", "claim", "study", "source", "expected", "measured", "95 % interval", "seeds", "scale", "verdict")
 
 
 def readme(studies: Mapping[str, Tree], folder: Path) -> str:
@@ -40,7 +40,7 @@ def claim_table(studies: Mapping[str, Tree]) -> str:
     for line in all_claim_lines(studies):
         claim, verdict = line.finding.claim, line.finding.verdict
         what = [str(line.number or ""), line.says, line.study, claim.source, line.expected]
-        rows.append([*what, line.measured, line.interval, str(line.seeds), f"**{verdict}**"])
+        rows.append([*what, line.measured, line.interval, str(line.seeds), line.scale, f"**{verdict}**"])
     return table(CLAIM_HEADS, rows)
 
 
@@ -60,7 +60,8 @@ def study_part(results: Tree, rates: Tree | None = None) -> str:
     if results["missing"]:
         parts.append(f"Not finished: {', '.join(results['missing'])}.")
     parts += [
-        f"{results['steps']:,} steps of {results['batch']:,} images (unless a variant says otherwise); "
+        f"Scale: {scale_of(results)}. {results['steps']:,} steps of {results['batch']:,} images "
+        "(unless a variant says otherwise); "
         f"{results['eval']['samples']:,} test images of `{results['eval']['dataset']}`. "
         "Minutes: training and evaluation of one seed.",
         table(heads, rows),

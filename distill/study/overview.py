@@ -13,7 +13,19 @@ from distill.study.report import page, study_body, write_page
 from distill.study.results import Tree, load_studies
 
 TITLE = "Which findings are reproduced"
-HEADS = ("", "claim", "study", "source", "measure", "expected", "difference", "95 % interval", "seeds", "verdict")
+HEADS = (
+    "",
+    "claim",
+    "study",
+    "source",
+    "measure",
+    "expected",
+    "difference",
+    "95 % interval",
+    "seeds",
+    "scale",
+    "verdict",
+)
 
 
 def write_overview(folder: Path) -> Path:
@@ -42,7 +54,7 @@ def claim_table(studies: Mapping[str, Tree]) -> str:
         badge = f'<span class="verdict {verdict.replace(" ", "-")}">{esc(verdict)}</span>'
         link = f'<a href="#{esc(line.study)}">{esc(line.study)}</a>'
         cells = [str(line.number or ""), line.says, line.study, line.finding.claim.source, line.metric]
-        cells = [esc(c) for c in [*cells, line.expected, line.measured, line.interval, line.seeds]]
+        cells = [esc(c) for c in [*cells, line.expected, line.measured, line.interval, line.seeds, line.scale]]
         cells[2] = link
         body = "".join(f"<td{' class=says' if i == 1 else ''}>{cell}</td>" for i, cell in enumerate([*cells, badge]))
         rows.append(f"<tr>{body}</tr>")

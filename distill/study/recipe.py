@@ -12,6 +12,8 @@
     compare: [{pair: [ibot, student], factors: [teacher, mask]}]    # [a, b] alone: exactly one factor differs
     claims: [{says: ..., source: Table 2, compare: [ibot, student], metric: zeroshot_seg/miou, expect: "+"}]
 
+    scales:                                         # scale=small: another base, and what it changes; study demo_small
+      small: {base: pretrain/scenes_small, eval: {dataset: "scenes:128"}, variants: {student: {train.steps: 9000}}}
     paper: {source: Table 2, columns: [PC59, ADE150], values: {ibot: [6.9, 0.3], student: [31.4, 20.0]}}
 
 `from` inherits another variant's keys. `teacher: VARIANT` distils from that variant's finished cell of the same seed:
@@ -20,8 +22,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -34,8 +35,10 @@ from distill.config.entries import parse_scalar
 from distill.config.fields import leaf_of
 from distill.errors import UserError, unknown
 from distill.study.claims import SIGNS, Claim
+from distill.study.parts import checked_name, known, mapping
+from distill.study.scales import scaled
 
-KEYS = ("study", "title", "base", "set", "factors", "seeds", "eval", "variants", "compare", "claims", "paper")
+KEYS = ("study", "title", "base", "set", "factors", "seeds", "eval", "variants", "compare", "claims", "paper", "scales")
 VARIANT_KEYS = ("title", "from", "teacher", "set")
 CLAIM_KEYS = ("says", "source", "compare", "metric", "expect", "margin")
 PAPER_KEYS = ("source", "columns", "values")
@@ -48,7 +51,6 @@ USUAL_TASKS = (
     "linear_patch",
     "depth",
 )  # measured unless a recipe says otherwise: all cheap
-NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -91,11 +93,12 @@ class StudyRecipe:
     compare: tuple[Pair, ...] = ()
     claims: tuple[Claim, ...] = field(default=())
     paper: dict[str, Any] | None = None  # source, columns and variant -> values, as published
+    scale: str | None = None  # one of the recipe's scales; None: as written
     checks: str | None = None  # the study whose learning rates this one checks
 
 
-def read_study(name: str | Path) -> StudyRecipe:
-    """Parse a shipped study (`study/demo`, or `demo`) or a YAML file.
+def read_study(name: str | Path, scale: str | None = None) -> StudyRecipe:
+    """Parse a shipped study (`study/demo`, or `demo`) or a YAML file, at one of its scales.
 
     Raises a one-line `UserError` with the file, the value, what is allowed and the fix.
     """
@@ -107,21 +110,22 @@ def read_study(name: str | Path) -> StudyRecipe:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping with the keys {', '.join(KEYS)}.")
-    _known(path, "key", tree, KEYS)
+    known(path, "key", tree, KEYS)
     missing = [k for k in ("study", "base", "factors", "variants") if not tree.get(k)]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; a study needs at least study, base, factors and variants.")
+    tree = scaled(path, tree, scale)
     variants = _variants(path, tree["variants"])
     pairs = tuple(_pair(path, item, variants) for item in tree.get("compare") or [])
     base = str(tree["base"])
     beside = found.path.parent / base if found.path is not None else None
     return StudyRecipe(
-        study=_name(path, "study", tree["study"]),
+        study=checked_name(path, "study", tree["study"]),
         title=str(tree.get("title") or tree["study"]),
         header=recipes.header(found.text),
         path=path,
         base=str(beside) if beside is not None and beside.is_file() else base,
-        changes=_mapping(path, "set", tree.get("set")),
+        changes=mapping(path, "set", tree.get("set")),
         factors=_factors(path, tree["factors"]),
         seeds=checked_seeds(tree.get("seeds", [0])),
         eval=_eval(path, tree.get("eval")),
@@ -129,34 +133,11 @@ def read_study(name: str | Path) -> StudyRecipe:
         compare=pairs,
         claims=tuple(_claim(path, item, pairs) for item in tree.get("claims") or []),
         paper=_paper(path, tree.get("paper"), variants),
+        scale=scale,
     )
 
 
 # ------------------------------------------------------------------------------------------------ parts
-
-
-def _known(path: str, kind: str, given: Iterable[str], allowed: tuple[str, ...]) -> None:
-    for key in given:
-        if key not in allowed:
-            raise unknown(f"{kind} in {path}", str(key), allowed)
-
-
-def _name(path: str, kind: str, value: Any) -> str:
-    if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise UserError(f"{path}: {kind} '{value}' names a folder; use lower-case letters, digits and underscores.")
-    return value
-
-
-def _mapping(path: str, key: str, value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: {key} is {value!r}; it must be a mapping of dotted keys, e.g. {{mask.ratio: 0.5}}.")
-    flat: dict[str, Any] = {}
-    for name, item in value.items():
-        nested = isinstance(item, dict) and item
-        flat.update({f"{name}.{k}": v for k, v in _mapping(path, key, item).items()} if nested else {str(name): item})
-    return flat
 
 
 def _factors(path: str, value: Any) -> dict[str, tuple[str, ...]]:
@@ -192,7 +173,7 @@ def _eval(path: str, value: Any) -> dict[str, Any]:
     given = value or {}
     if not isinstance(given, Mapping):
         raise UserError(f"{path}: eval is {value!r}; it must be a mapping with the keys {', '.join(EVAL_KEYS)}.")
-    _known(path, "eval key", given, EVAL_KEYS)
+    known(path, "eval key", given, EVAL_KEYS)
     merged = {"dataset": "scenes", "samples": 512, "tasks": list(USUAL_TASKS), **given}
     return checked_eval(merged)
 
@@ -213,15 +194,15 @@ def _variants(path: str, value: Any) -> dict[str, Variant]:
         raise UserError(f"{path}: variants is {value!r}; it must map a variant's name to its title and changes.")
     variants: dict[str, Variant] = {}
     for key, body in value.items():
-        name = _name(path, "variant", key)
+        name = checked_name(path, "variant", key)
         body = body or {}
-        _known(path, f"key of variant '{name}'", body, VARIANT_KEYS)
+        known(path, f"key of variant '{name}'", body, VARIANT_KEYS)
         for link in ("from", "teacher"):
             if body.get(link) is not None and body[link] not in variants:
                 fix = f"'{link}' names a variant listed above '{name}'."
                 raise unknown(f"variant in {path}", str(body[link]), variants, fix)
         parent = variants.get(body.get("from") or "")
-        changes = {**(parent.changes if parent else {}), **_mapping(path, f"variants.{name}.set", body.get("set"))}
+        changes = {**(parent.changes if parent else {}), **mapping(path, f"variants.{name}.set", body.get("set"))}
         teacher = body.get("teacher", parent.teacher if parent else None)
         variants[name] = Variant(name, str(body.get("title") or name), changes, teacher)
     return variants
@@ -233,7 +214,7 @@ def _pair(path: str, item: Any, variants: dict[str, Variant]) -> Pair:
         raise UserError(
             f"{path}: compare has {item!r}; write [first, second] or {{pair: [first, second], factors: [...]}}."
         )
-    _known(path, "key of a comparison", body, ("pair", "factors"))
+    known(path, "key of a comparison", body, ("pair", "factors"))
     for name in body["pair"]:
         if name not in variants:
             raise unknown(f"variant in compare of {path}", str(name), variants)
@@ -261,7 +242,7 @@ def _paper(path: str, value: Any, variants: dict[str, Variant]) -> dict[str, Any
 def _claim(path: str, item: Any, pairs: tuple[Pair, ...]) -> Claim:
     if not isinstance(item, dict):
         raise UserError(f"{path}: a claim is {item!r}; it must be a mapping with the keys {', '.join(CLAIM_KEYS)}.")
-    _known(path, "key of a claim", item, CLAIM_KEYS)
+    known(path, "key of a claim", item, CLAIM_KEYS)
     missing = [k for k in ("says", "source", "compare", "metric", "expect") if k not in item]
     if missing:
         raise UserError(f"{path}: the claim '{item.get('says', '?')}' lacks {', '.join(missing)}.")

@@ -16,7 +16,7 @@ from distill.study.fragments import esc
 from distill.study.galleries import Shelf, definitions, galleries
 from distill.study.plots import MASKED, VISIBLE
 from distill.study.rates import load_rates, rates_text
-from distill.study.results import REPORT, Tree
+from distill.study.results import REPORT, Tree, hardware_of, scale_of
 from distill.study.store import PICTURES, read_result, true_place
 
 
@@ -130,7 +130,6 @@ def _rates(folder: Path) -> str:
 
 def _facts(results: Tree) -> str:
     rows = results["rows"]
-    hardware = sorted({str(row["environment"].get("device", "unknown")) for row in rows})
     trained = {row["address"]: row["cost"].get("train_seconds", 0.0) for row in rows}
     evaluation = results["eval"]
     facts = {
@@ -138,7 +137,8 @@ def _facts(results: Tree) -> str:
         "seeds": ", ".join(map(str, results["seeds"])),
         "training": f"{results['steps']:,} steps of {results['batch']:,} images each",
         "evaluation": f"{evaluation['samples']:,} test images of {evaluation['dataset']}",
-        "hardware": "; ".join(hardware),
+        "scale": scale_of(results),
+        "hardware": hardware_of(results),
         "training time, all runs": f"{sum(trained.values()) / 60:.0f} min",
         "finished": max((str(row["finished"])[:10] for row in rows), default=""),
     }

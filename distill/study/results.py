@@ -62,6 +62,8 @@ def collect(plan: Plan, failed: Mapping[str, str] | None = None, command: str = 
         ],
         "claims": [asdict(claim) for claim in recipe.claims],
         "paper": recipe.paper,
+        "scale": recipe.scale,
+        "model": f"{shared['students.0.arch']}, {next(iter(plan.cells.values())).size} px",
         "checks": recipe.checks,
         "rows": rows,
         "missing": missing,
@@ -99,6 +101,17 @@ def load_studies(folder: Path) -> dict[str, Tree]:
 
 
 # ------------------------------------------------------------------------------------------------ views
+
+
+def scale_of(results: Tree) -> str:
+    """`small: S/16, 128 px`; a study as its recipe is written has the scale `default`."""
+    words = [results.get("scale") or "default", results.get("model", "")]
+    return ": ".join(word for word in words if word)
+
+
+def hardware_of(results: Tree) -> str:
+    """The devices that made the rows."""
+    return "; ".join(sorted({str(row["environment"].get("device", "unknown")) for row in results["rows"]}))
 
 
 def value_of(row: Mapping[str, Any], key: str, otherwise: str | None = None) -> float | None:

@@ -65,8 +65,8 @@ def study(
 
     Args:
         recipe: a name from `distill ls` (`study/demo`) or a file.
-        overrides: dotted keys for every variant; keys under `eval.` change the study's evaluation. Further keyword
-            arguments are sections: `train={"steps": 100}`.
+        overrides: dotted keys for every variant; keys under `eval.` change the study's evaluation; `scale` names one
+            of the recipe's scales. Further keyword arguments are sections: `train={"steps": 100}`.
         seeds: how many, or which (None: the recipe's).
         parallel: cells at once (None: one a CPU core, or one a GPU).
         only: variants to run, with the teachers they need (empty: all).
@@ -84,7 +84,7 @@ def study(
         raise UserError(f"{plan.recipe.path} leaves eval.dataset to you; give eval.dataset=DATASET:PATH with masks.")
     select(plan, only)  # refuses unknown ones
     if lr_check is not None:
-        plan = rate_plan(checked, {k: v for k, v in changes.items() if not k.startswith("eval.")}, _resolve, lr_check)
+        plan = rate_plan(checked, _for_variants(changes), _resolve, lr_check)
         only = trials(only or list(checked.recipe.variants))
     names = select(plan, only or list(plan.recipe.variants))
     anew = [c.name for c in plan.cells.values() if again and (not only or c.variant in only)]
@@ -116,7 +116,15 @@ def plan_study(
 ) -> Plan:
     """Read and check a study without running anything; raises UserError for what `study` would refuse."""
     chosen = None if seeds is None else checked_seeds(list(seeds) if isinstance(seeds, Sequence) else seeds)
-    return make_plan(read_study(recipe), _resolve, _flat(overrides or {}), chosen, Path(runs), name)
+    changes = _flat(overrides or {})
+    scale = changes.pop("scale", None)
+    study = read_study(recipe, None if scale is None else str(scale))
+    return make_plan(study, _resolve, changes, chosen, Path(runs), name)
+
+
+def _for_variants(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of every variant's run among those of a study."""
+    return {key: value for key, value in changes.items() if key != "scale" and not key.startswith("eval.")}
 
 
 def _resolve(base: str, changes: dict[str, Any]) -> Config:

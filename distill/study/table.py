@@ -8,7 +8,7 @@ from rich.text import Text
 
 from distill.study.columns import COLUMNS, COSTS, SCORES, Column, show
 from distill.study.rates import rate_heads, rate_rows, rates_text
-from distill.study.results import Tree, chance, findings, mean_of, measured
+from distill.study.results import Tree, chance, findings, mean_of, measured, scale_of
 
 LEFT_OUT = ("cost/peak_memory_mb", "cost/teacher_forwards")  # in results.json and the report
 STYLES = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow"}
@@ -28,7 +28,7 @@ def summary_table(results: Tree, width: int = 120) -> RenderableType:
     columns = [c for c in measured(results, COLUMNS if width >= 100 else SCORES) if c.key not in LEFT_OUT]
     seeds = len(results["seeds"])
     note = "one seed" if seeds == 1 else f"mean and 95 % interval over {seeds} seeds"
-    table = Table(title=f"{results['title']} ({note})", title_justify="left")
+    table = Table(title=f"{results['title']} ({scale_of(results)}; {note})", title_justify="left")
     table.add_column("variant")
     for column in columns:
         table.add_column(column.short, justify="right")
