@@ -22,7 +22,7 @@ NORMS = ("feature_norm", "cls_norm")  # what a run learns about the features of 
 
 
 class FrozenTeacher(Teacher):
-    """Runs its own trunk on the clean global view, in inference mode.
+    """Runs its own trunk on the clean global view, without gradients (losses save its targets: no inference mode).
 
     Where its patch size differs from the student's, `meeting` says what is resized: the image it sees, or its patch
     features before the head. `kind` says where its prototypes come from (own, fitted, trained; None: all targets are
