@@ -84,6 +84,16 @@ def block_weights(arch: Arch, text: bool) -> int:
     return 4 * arch.width**2 + (3 if arch.ffn == "swiglu" else 2) * arch.width * arch.mlp
 
 
+def weights_again(arch: Arch, text: bool, checkpointing: str) -> int:
+    """Weights of a trained block whose products `train.checkpointing` makes again (`distill.training.recompute`)."""
+    if checkpointing == "none":
+        return 0
+    if checkpointing == "full":
+        return block_weights(arch, text)
+    gated = not text and arch.ffn == "swiglu"
+    return arch.width**2 + (2 if gated else 1) * arch.width * (arch.text_mlp if text else arch.mlp)
+
+
 def head_weights(width: int, cfg: HeadsConfig) -> int:
     """Weights of one prototype head's matrices."""
     sizes = [width, *[cfg.hidden] * (cfg.layers - 1), cfg.bottleneck, cfg.prototypes]

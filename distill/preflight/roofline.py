@@ -6,7 +6,15 @@ A first estimate that names what bounds a run. None of it is measured here; `har
 from __future__ import annotations
 
 from distill.config.schema import Config
-from distill.preflight.cost import Pass, depth_of, head_flops, head_tokens, pass_operations
+from distill.preflight.cost import (
+    Pass,
+    block_weights,
+    depth_of,
+    head_flops,
+    head_tokens,
+    pass_operations,
+    weights_again,
+)
 from distill.preflight.counts import Counts
 from distill.preflight.hardware import (
     ATTENTION_SHARE,
@@ -35,11 +43,12 @@ def gpu_seconds(
     for one in passes:
         model, text = models[one.model], one.what == "text"
         operations = pass_operations(one, model, config)
-        # what is not kept is made once more: a fourth forward pass, of products or only of what lies between them
-        again = 4 / 3 if one.trained and layout.checkpointing == "full" else 1.0
-        moved = 4 / 3 if one.trained and layout.checkpointing != "none" else 1.0
-        linear += again * (operations.linear + operations.patches)
-        attention += again * operations.attention
+        # what is not kept is made once more: a fourth forward pass, whole or of a part of the products
+        kind = layout.checkpointing if one.trained else "none"
+        repeated = weights_again(model.arch, text, kind) / block_weights(model.arch, text)
+        moved = 4 / 3 if kind != "none" else 1.0
+        linear += (1 + repeated / 3) * operations.linear + operations.patches
+        attention += (4 / 3 if kind == "full" else 1.0) * operations.attention
         tokens = one.sequences * one.tokens * depth_of(model, config, text)
         traffic += moved * (3 if one.trained else 1) * tokens * 2 * made_bytes(model.arch, text, precision)
     parts = {

@@ -164,5 +164,6 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background of a script ignores it
     end_with_parent()
     sys.exit(main(Path(sys.argv[1])))

@@ -15,10 +15,10 @@ def recompute_blocks(module: nn.Module, kind: str) -> None:
     """Makes every trained transformer block in `module`, of images and texts, keep less for the backward pass.
 
     `none`: what `Block` keeps. `full`: a block keeps its input alone, for one more forward pass. `selective`: it keeps
-    what goes into attention and comes out of it too, and makes the rest again: half the memory of `none`, for one more
-    pass through the projection and the first layer of the MLP. Losses and gradients are the same bit by bit, dropout
-    included. To be called before the weights are sharded, and after copies of the module were made: a copy of such a
-    block would run the original.
+    what goes into attention and comes out of it too, half of what it keeps under `none`, and makes the rest again, for
+    one more pass through the projection and the first layer of the MLP. Losses and gradients are the same bit by bit,
+    dropout included. To be called before the weights are sharded, and after copies of the module were made: a copy of
+    such a block would run the original.
     """
     if kind == "none":
         return

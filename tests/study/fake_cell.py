@@ -152,5 +152,6 @@ def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     end_with_parent()
     sys.exit(main(Path(sys.argv[1])))
