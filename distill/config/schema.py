@@ -42,6 +42,7 @@ EVAL_TASKS = (  # `distill.evals.registry`, which cannot be imported here: it ne
     "retrieval",
     "knn",
     "linear_patch",
+    "locality",
     "linear_cls",
     "linear_seg",
     "depth",

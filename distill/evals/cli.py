@@ -10,7 +10,8 @@ from distill.errors import UserError
 from distill.evals.requests import read_suite
 
 HELP = """\
-tasks     zeroshot_seg  zeroshot_cls  retrieval  knn  linear_cls  linear_seg  linear_patch  depth  normals  instance
+tasks     zeroshot_seg  zeroshot_cls  retrieval  knn  linear_cls  linear_seg  linear_patch  locality  depth  normals
+          instance
 datasets  scenes[:PIXELS]      the embedded scenes
           shards:PATTERN       webdataset tars (?train=PATTERN for tasks that fit something)
           folder:PATH          images/ with masks/, depth/ or normals/, captions.jsonl, or <split>/<class>/ folders

@@ -9,6 +9,7 @@ from distill.evals.knn import NearestNeighbours
 from distill.evals.linear_cls import LinearClassification
 from distill.evals.linear_patch import PatchProbe
 from distill.evals.linear_seg import LinearSegmentation
+from distill.evals.locality import Locality
 from distill.evals.normals import SurfaceNormals
 from distill.evals.retrieval import Retrieval
 from distill.evals.task import Task
@@ -23,6 +24,7 @@ TASKS: dict[str, type[Task]] = {
         Retrieval,
         NearestNeighbours,
         PatchProbe,
+        Locality,
         LinearClassification,
         LinearSegmentation,
         Depth,

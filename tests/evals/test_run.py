@@ -24,12 +24,15 @@ ALL: dict[str, dict] = {
     "retrieval": {},
     "knn": {},
     "linear_patch": {},
+    "locality": {},
     "linear_cls": {"steps": 4},
     "linear_seg": {"steps": 4},
     "depth": {"steps": 4},
     "normals": {"steps": 2, "channels": 4},
     "instance": {},
 }
+
+NO_SHARES = ("rmse", "mean_angle", "abs_rel", "global_share")  # of these metrics the last is a correlation
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_all_tasks_share_one_pass_a_split(stub, everything):
         assert result.counts["images"] == (6 if name == "instance" else 9)
         assert result.metrics and result.seconds > 0
         assert all(isinstance(value, float) for value in result.metrics.values())
-        shares = {k: v for k, v in result.metrics.items() if not k.startswith(("rmse", "mean_angle", "abs_rel"))}
+        shares = {k: v for k, v in result.metrics.items() if not k.startswith(NO_SHARES)}
         assert shares and all(0 <= value <= 1 for value in shares.values())
         assert set(TASKS[name].headline) & set(result.metrics)
         assert result.protocol["size"] == 16
