@@ -38,10 +38,10 @@ def test_shipped_studies_are_valid_and_short(name: str) -> None:
 
 def test_equal_arms_of_different_studies_are_one_cell() -> None:
     wanted = {
-        "the paper's last row": ["cumulative head_ema", "ema head", "mask_ratio mask75"],
-        "the same with full EMA": ["cumulative captions", "ema full", "captions mixed", "ibotpp ibotpp"],
-        "with synthetic captions": ["cumulative ibotpp", "captions synthetic"],
-        "iBOT, the teacher of the bridge": ["bridge teacher", "ibotpp ibot"],
+        "iBOT++ with head-only EMA": ["ema head", "mask_ratio mask75"],
+        "the same with full EMA": ["cumulative ibotpp", "ema full", "captions synthetic", "ibotpp ibotpp"],
+        "and with detailed captions": ["cumulative captions", "captions mixed"],
+        "iBOT, the teacher of the bridge": ["bridge teacher", "ibotpp ibot", "cumulative baseline"],
     }
     plans = {name: plan_study(f"study/{name}", seeds=1) for name in ("ibotpp", "ema", "captions", "bridge")}
     plans |= {name: plan_study(f"study/{name}", seeds=1) for name in ("cumulative", "mask_ratio")}
@@ -52,6 +52,13 @@ def test_equal_arms_of_different_studies_are_one_cell() -> None:
         assert len(of) == 1, arms
         found += of
     assert len(set(found)) == len(wanted)
+
+
+@pytest.mark.parametrize("scale", [None, "small"])
+def test_the_control_of_the_bridge_trains_for_as_long_as_teacher_and_student_together(scale: str | None) -> None:
+    cells = plan_study("study/bridge", None if scale is None else {"scale": scale}, seeds=1).cells
+    steps = {name: cells[f"{name}-s0"].content["train.steps"] for name in ("teacher", "unmasked", "longer")}
+    assert steps["longer"] == steps["teacher"] + steps["unmasked"]
 
 
 def test_every_finding_of_the_paper_has_a_claim() -> None:
