@@ -134,7 +134,7 @@ def _facts(results: Tree) -> str:
     evaluation = results["eval"]
     facts = {
         "variants": len(results["variants"]),
-        "seeds": ", ".join(map(str, results["seeds"])),
+        "seeds": f"{len(results['seeds'])} ({', '.join(map(str, results['seeds']))})",
         "training": f"{results['steps']:,} steps of {results['batch']:,} images each",
         "evaluation": f"{evaluation['samples']:,} test images of {evaluation['dataset']}",
         "scale": scale_of(results),
