@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 
@@ -37,13 +39,18 @@ def test_the_key_compiles_blocks_of_students_and_teacher(small_run, monkeypatch)
     assert ran == []
 
 
+NEEDS_COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+
+
 @pytest.mark.slow
-def test_compiled_parts_give_the_same_step_without_compiling_again(build):
-    """Forward and gradient through the compiler's front end, and its guards hold for a second batch."""
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER)])
+def test_compiled_parts_give_the_same_step_without_compiling_again(build, backend):
+    """Forward and gradient, through the compiler's front end and as it makes code; a second batch compiles nothing."""
     found = []
     for kind in ("none", "blocks"):
         _, assembly, batch = build(**{"students.0.depth": 2})
-        compile_parts([assembly.distiller], kind, backend="aot_eager")
+        compile_parts([assembly.distiller], kind, backend)
         if kind == "blocks":
             assembly.distiller(batch, 0.07)
             torch._dynamo.config.error_on_recompile = True
