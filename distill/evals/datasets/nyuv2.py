@@ -5,9 +5,9 @@
     official_splits/{train,test}/SCENE/normal_00045.png          normals, where there are any (or .npy)
     sync/SCENE_0001/rgb_00000.jpg, sync_depth_00000.png          the 24,231 frames that depth is often trained on
 
-or `nyu_depth_v2_labeled.mat` itself, for its depth, with `train.txt` and `test.txt` beside it that hold the numbers
-(from 1) of the official split's images, as its `splits.mat` lists them; needs h5py (`pip install 'everypatch[evals]'`).
-Depth beyond 10 m is not known. `?train=sync` fits on the raw frames.
+or `nyu_depth_v2_labeled.mat` itself, for its depth, with the official `splits.mat` beside it, or instead `train.txt`
+and `test.txt` that hold numbers of images (from 1); needs h5py and scipy (`pip install 'everypatch[evals]'`). Depth
+beyond 10 m is not known. `?train=sync` fits on the raw frames.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from distill.evals.datasets.base import Item
 from distill.evals.datasets.benchmark import Benchmark
 from distill.evals.datasets.files import decode, read_depth, read_normals, require_file
 
-LABELLED = "nyu_depth_v2_labeled.mat"
+LABELLED, SPLITS = "nyu_depth_v2_labeled.mat", "splits.mat"
+NUMBERS = {"train": "trainNdxs", "test": "testNdxs"}  # of SPLITS, [N, 1], from 1
 FARTHEST = 10.0  # metres
 
 
 class NyuV2(Benchmark):
     kind = "nyuv2"
-    expected = f"official_splits/test/SCENE/ with rgb_*.jpg and sync_depth_*.png, or {LABELLED} and test.txt"
+    expected = f"official_splits/test/SCENE/ with rgb_*.jpg and sync_depth_*.png, or {LABELLED} and {SPLITS}"
     inside = ("nyu_depth_v2", "nyu")
     split, fitted, size = "test", "train", 448
 
@@ -41,12 +42,12 @@ class NyuV2(Benchmark):
 
     def splits(self, root: Path) -> list[str]:
         if (root / LABELLED).is_file():
-            return [name for name in ("train", "test") if (root / f"{name}.txt").is_file()]
+            return [name for name in NUMBERS if (root / SPLITS).is_file() or (root / f"{name}.txt").is_file()]
         return [name for name in ("train", "test", "sync") if _folder(root, name).is_dir()]
 
     def items(self, root: Path, split: str) -> Sequence[Item]:
         if (root / LABELLED).is_file():
-            return Lazily(_numbers(root / f"{split}.txt"), partial(_labelled, root / LABELLED))
+            return Lazily(_numbers(root, split), partial(_labelled, root / LABELLED))
         return Lazily(sorted(_folder(root, split).glob("*/rgb_*.jpg")), _frame)
 
 
@@ -72,12 +73,29 @@ def _near(read: Any) -> np.ndarray:
     return np.where(depth > FARTHEST, 0, depth)
 
 
-def _numbers(file: Path) -> list[int]:
+def _numbers(root: Path, split: str) -> list[int]:
+    """Numbers of a split's images, from 1: its text file's, or else those of the official splits."""
+    file = root / f"{split}.txt"
+    if not file.is_file():
+        return _official(root / SPLITS, NUMBERS[split])
     words = file.read_text(encoding="utf-8").split()
     wrong = next((word for word in words if not word.isdigit() or int(word) < 1), None)
     if wrong is not None:
-        raise UserError(f"{file}: '{wrong}' is no image number. Write numbers from 1, as in splits.mat.")
+        raise UserError(f"{file}: '{wrong}' is no image number. Write numbers from 1, as in {SPLITS}.")
     return [int(word) for word in words]
+
+
+def _official(file: Path, name: str) -> list[int]:
+    try:
+        from scipy.io import loadmat
+    except ImportError:
+        raise UserError(
+            f"Reading {file} needs scipy: pip install 'everypatch[evals]', or write train.txt and test.txt."
+        ) from None
+    try:
+        return [int(number) for number in loadmat(file, variable_names=[name])[name].ravel()]
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UserError(f"Cannot read {name} in {file}: {error}. Download it again.") from error
 
 
 def _labelled(file: Path, number: int) -> Item:

@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 from distill.errors import UserError
 from distill.evals.datasets import open_dataset
@@ -73,6 +74,23 @@ def test_nyuv2_as_one_file(tmp_path):
         open_dataset(f"nyuv2:{tmp_path}").image(0)
     (tmp_path / "test.txt").write_text("0\n")
     with pytest.raises(UserError, match=r"test\.txt: '0' is no image number"):
+        open_dataset(f"nyuv2:{tmp_path}")
+
+
+def test_nyuv2_with_its_official_splits(tmp_path):
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "w") as file:
+        file["images"] = np.zeros((4, 3, 8, 6), np.uint8)
+        file["rawDepths"] = np.arange(1, 5, dtype=np.float32)[:, None, None] * np.ones((8, 6), np.float32)
+    splits = {"trainNdxs": np.array([[3], [4]], np.uint16), "testNdxs": np.array([[2], [1]], np.uint16)}
+    savemat(tmp_path / "splits.mat", splits)
+    dataset = open_dataset(f"nyuv2:{tmp_path}")
+    assert [dataset.load(i, depth=True).depth[0, 0] for i in range(len(dataset))] == [2, 1]
+    assert [dataset.train().load(i, depth=True).depth[0, 0] for i in range(len(dataset.train()))] == [3, 4]
+    (tmp_path / "test.txt").write_text("4\n")  # one's own split wins
+    assert open_dataset(f"nyuv2:{tmp_path}").load(0, depth=True).depth[0, 0] == 4
+    (tmp_path / "test.txt").unlink()
+    savemat(tmp_path / "splits.mat", {"trainNdxs": splits["trainNdxs"]})
+    with pytest.raises(UserError, match=r"Cannot read testNdxs in .*splits\.mat"):
         open_dataset(f"nyuv2:{tmp_path}")
 
 
