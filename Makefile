@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow study lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/distill study study/demo
@@ -14,6 +14,15 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+STUDIES := bridge ibotpp mask_ratio ema captions cumulative bigger_is_worse
+KEPT := docs/results/study
+
+# Half a day on 2 cores; goes on where it was stopped. What is kept in $(KEPT) is not run again.
+study: $(STAMP)
+	for name in $(STUDIES); do $(BIN)/distill study study/$$name --keep $(KEPT) || exit; done
+	$(BIN)/distill study $(KEPT) --report
+	$(BIN)/python -m distill.study.markdown $(KEPT) README.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

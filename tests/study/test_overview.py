@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from distill.cli import main
+from distill.errors import UserError
 from distill.study import markdown, runner
 from distill.study.claim_lines import all_claim_lines
 from distill.study.results import load_studies
@@ -102,10 +103,20 @@ def test_command_line_reports_a_folder_of_studies(kept: Path, capsys: pytest.Cap
     assert "report.html" in said
 
 
+def test_the_claim_table_goes_between_its_marks(kept: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Page\n\n<!-- claims -->\nold\n<!-- /claims -->\n\nMore.\n")
+    markdown.main(str(kept), str(page))
+    claims = markdown.claim_table(load_studies(kept))
+    assert page.read_text() == f"# Page\n\n<!-- claims -->\n{claims}\n<!-- /claims -->\n\nMore.\n"
+    page.write_text("<!-- claims -->\n")
+    with pytest.raises(UserError, match="No place for the claim table"):
+        markdown.main(str(kept), str(page))
+
+
 @pytest.mark.skipif(not any(KEPT.glob("*/results.json")), reason="no results of the studies yet")
 def test_the_readmes_claims_are_those_of_the_results() -> None:
     text = (ROOT / "README.md").read_text()
-    assert "<!-- claims -->" in text, f"paste: python -m distill.study.markdown {KEPT.relative_to(ROOT)}"
-    shown = text.split("<!-- claims -->")[1].split("<!-- /claims -->")[0]
-    assert shown.strip() == markdown.claim_table(load_studies(KEPT))
+    fresh = markdown.put_claims(text, markdown.claim_table(load_studies(KEPT)))
+    assert text == fresh, f"run: python -m distill.study.markdown {KEPT.relative_to(ROOT)} README.md"
     assert (KEPT / "README.md").read_text() == markdown.readme(load_studies(KEPT), KEPT)
