@@ -34,7 +34,7 @@ STUDY = """\
 study: pair
 base: base.yaml
 factors: {mask: mask, teacher: teacher}
-eval: {dataset: scenes, samples: 12, tasks: [zeroshot_seg, linear_patch, knn, retrieval, depth]}
+eval: {dataset: scenes, samples: 12, tasks: [zeroshot_seg, linear_patch, locality, knn, retrieval, depth]}
 variants: {old: {}, young: {teacher: old, set: {mask.ratio: 0}}}
 """
 
