@@ -18,11 +18,10 @@ test-slow: $(STAMP)
 STUDIES := bridge ibotpp mask_ratio ema captions cumulative bigger_is_worse
 KEPT := docs/results/study
 
-# Half a day on 2 cores; goes on where it was stopped. What is kept in $(KEPT) is not run again.
+# About 15 hours on 2 cores (an estimate); goes on where it was stopped. What is kept in $(KEPT) is not run again.
 study: $(STAMP)
 	for name in $(STUDIES); do $(BIN)/distill study study/$$name --keep $(KEPT) || exit; done
-	$(BIN)/distill study $(KEPT) --report
-	$(BIN)/python -m distill.study.markdown $(KEPT) README.md
+	$(BIN)/distill study $(KEPT) --report --claims README.md
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

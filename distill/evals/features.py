@@ -24,6 +24,7 @@ from torch import Tensor
 from distill.evals.datasets.base import EvalDataset, Example
 
 FITS = ("keep", "square", "short")
+PATHS = {"both": ("final", "value"), "final": ("final",), "value": ("value",)}  # option `paths` -> patch features
 TOKENS_PER_PART = 1 << 14  # patches that `encode_parts` gives the model at a time
 PENDING_IMAGES = 512  # most images that wait for others of their shape
 

@@ -31,12 +31,10 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.evals.datasets.base import MASKS, EvalDataset
 from distill.evals.engine import run_task
-from distill.evals.features import Batch, Encoder, Needs
+from distill.evals.features import PATHS, Batch, Encoder, Needs
 from distill.evals.linear_patch import centre_class
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
-
-PATHS = {"both": ("final", "value"), "final": ("final",), "value": ("value",)}
 
 
 @dataclass
@@ -53,22 +51,19 @@ class Sums:
     def __init__(self, classes: int):
         self.classes = classes
         self.squares = 0.0
-        self.images: list[tuple[Tensor, Tensor]] = []  # one an image: classes it has [c], their sums [c, D]
-        self.counts: list[Tensor] = []  # [c]
+        self.images: list[tuple[Tensor, Tensor, Tensor]] = []  # classes of an image [c], their patches [c], sums [c, D]
 
     def add(self, tokens: Tensor, labels: Tensor) -> None:
         """The labelled patches of one image: `[P, D]` and their classes `[P]`."""
-        tokens = tokens.double().cpu()
-        present, place, counts = labels.cpu().unique(return_inverse=True, return_counts=True)
+        tokens = tokens.double()
+        present, place, counts = labels.unique(return_inverse=True, return_counts=True)
         sums = tokens.new_zeros(len(present), tokens.shape[1]).index_add_(0, place, tokens)
         self.squares += float(tokens.square().sum())
-        self.images.append((present, sums))
-        self.counts.append(counts)
+        self.images.append((present, counts, sums))
 
     def shares(self) -> tuple[float, float]:
         """`class_share` and `global_share`; NaN where there is nothing to compare."""
-        classes, counts = torch.cat([present for present, _ in self.images]), torch.cat(self.counts)
-        sums = torch.cat([sums for _, sums in self.images])  # [pairs of image and class, D]
+        classes, counts, sums = (torch.cat(parts) for parts in zip(*self.images))  # a row for each image and class
         weight = sums.new_zeros(self.classes).index_add_(0, classes, counts.double())
         means = sums.new_zeros(self.classes, sums.shape[1]).index_add_(0, classes, sums) / weight.clamp(min=1)[:, None]
         patches, present = float(weight.sum()), int((weight > 0).sum())
@@ -80,7 +75,7 @@ class Sums:
         class_share = 1 - spread / (total / (patches - 1))
 
         products = pairs = 0.0
-        for (labels, summed), number in zip(self.images, self.counts):
+        for labels, number, summed in self.images:
             rest = summed - number[:, None] * means[labels]  # [c, D]
             products += float(rest.sum(0).square().sum() - rest.square().sum())
             pairs += float(number.sum().square() - number.square().sum())
@@ -112,25 +107,26 @@ class Locality(Task):
             keep = labels != self.dataset.ignore
             if keep.any():
                 for kind, tokens in features.items():
-                    self.sums[kind].add(tokens[number].flatten(0, -2).cpu()[keep], labels[keep])
+                    self.sums[kind].add(tokens[number].flatten(0, -2)[keep], labels[keep])
 
     def _features(self, batch: Batch) -> dict[str, Tensor]:
-        """Unit-length tokens `[B, h, w, D]` by path, and the pixels of each patch `[B, h*w, 3*patch*patch]`."""
+        """On the CPU: unit tokens `[B, h, w, D]` by path, and the pixels of each patch `[B, h*w, 3*patch*patch]`."""
         paths = {"final": batch.patches, "value": batch.values}
         tokens = {kind: paths[kind] for kind in self.kinds}
         patch = self.context.model.image.patch
         pixels = F.unfold(batch.images, patch, stride=patch).transpose(1, 2)
-        return {kind: F.normalize(x, dim=-1) for kind, x in tokens.items() if x is not None} | {"raw": pixels}
+        found = {kind: F.normalize(x, dim=-1) for kind, x in tokens.items() if x is not None} | {"raw": pixels}
+        return {kind: x.cpu() for kind, x in found.items()}
 
     def outcome(self) -> Outcome:
-        images = self.sums["raw"].counts
+        images = self.sums["raw"].images
         if not images:
             raise UserError(f"{self.dataset.name}: none of its patches has a class.")
         shares = {kind: sums.shares() for kind, sums in self.sums.items()}
         both = {f"class_share_{kind}": share for kind, (share, _) in shares.items()}
         both |= {f"global_share_{kind}": share for kind, (_, share) in shares.items()}
         metrics = {name: share for name, share in both.items() if not math.isnan(share)}
-        counts = {"images": len(images), "patches": int(sum(int(number.sum()) for number in images))}
+        counts = {"images": len(images), "patches": sum(int(number.sum()) for _, number, _ in images)}
         return Outcome(metrics, self.protocol(ignore=self.dataset.ignore), counts, {})
 
 

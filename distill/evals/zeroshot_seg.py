@@ -35,7 +35,7 @@ from torch import Tensor
 from distill.errors import UserError
 from distill.evals.datasets.base import MASKS, EvalDataset
 from distill.evals.engine import run_task
-from distill.evals.features import Batch, Encoder, Needs, encode_parts, round_up
+from distill.evals.features import PATHS, Batch, Encoder, Needs, encode_parts, round_up
 from distill.evals.metrics import accuracy, chance_miou, class_iou, confusion, mean_iou
 from distill.evals.per_image import iou_samples, overlaps
 from distill.evals.prompts import templates
@@ -45,7 +45,6 @@ from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
 
 MODES = ("whole", "slide", "both")
 BACKGROUNDS = ("class", "threshold")
-PATHS = {"both": ("final", "value"), "final": ("final",), "value": ("value",)}
 
 
 @dataclass

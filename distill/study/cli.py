@@ -44,22 +44,29 @@ def register(subparsers: Any) -> None:
         "--fraction", type=float, metavar="F", help="of a variant's steps in --lr-check (default: 0.25)"
     )
     parser.add_argument("--report", action="store_true", help="only rebuild the report from the results there are")
+    parser.add_argument(
+        "--claims", metavar="FILE", help="with --report of several studies: their claim table also into this page"
+    )
     parser.set_defaults(main=main)
 
 
 def main(args: argparse.Namespace) -> int:
     """Exit status: 0 all done, 1 some cells failed, 130 interrupted."""
-    from distill.study.markdown import README
+    from distill.study.markdown import README, put_claims
     from distill.study.rates import FRACTION
-    from distill.study.results import holds_studies, load_results
+    from distill.study.results import holds_studies, load_results, load_studies
     from distill.study.run import rebuild, study, tell
     from distill.study.table import summary_table
 
     console = Console() if sys.stdout.isatty() else Console(width=140)
+    if args.claims and not (args.report and holds_studies(_results_folder(args))):
+        raise UserError(f"--claims {args.claims} is for several studies: distill study FOLDER --report --claims FILE.")
     if args.report:
         if args.overrides:
             raise UserError(f"--report runs nothing, so it takes no settings; leave out {args.overrides[0]}.")
         folder = _results_folder(args)
+        if args.claims:
+            put_claims(Path(args.claims), load_studies(folder))
         report = rebuild(folder)
         if holds_studies(folder):
             console.print(f"{folder / README}\n{report}", highlight=False)

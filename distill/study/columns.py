@@ -23,7 +23,7 @@ class Column:
 
 SEGMENTATION = "Zero-shot segmentation, mIoU %"
 PROBES = "Accuracy, %"
-LOCALITY = "Final patch tokens, share of variance %"
+LOCALITY = "Final patch tokens, %"
 RETRIEVAL = "Retrieval, recall@1 %"
 DEPTH = "Depth, RMSE"
 COST = "Cost"
@@ -34,8 +34,8 @@ COLUMNS = (
     Column("zeroshot_seg/miou_final", SEGMENTATION, "final tokens", "mIoU final"),
     Column("zeroshot_seg/miou_value", SEGMENTATION, "value path", "mIoU value"),
     Column("linear_patch/accuracy", PROBES, "patch linear probe", "probe"),
-    Column("locality/class_share_final", LOCALITY, "of their class", "class share", higher_is_better=None),
-    Column("locality/global_share_final", LOCALITY, "of the whole image", "global share", higher_is_better=None),
+    Column("locality/class_share_final", LOCALITY, "explained by their class", "class share", higher_is_better=None),
+    Column("locality/global_share_final", LOCALITY, "in common with the image", "global share", higher_is_better=None),
     Column("knn/top1_cls1", PROBES, "k-NN", "k-NN"),
     Column("retrieval/i2t_r1_both", RETRIEVAL, "image to text", "R@1 i→t", otherwise="retrieval/i2t_r1_cls1"),
     Column("retrieval/t2i_r1_both", RETRIEVAL, "text to image", "R@1 t→i", otherwise="retrieval/t2i_r1_cls1"),

@@ -1,12 +1,8 @@
-"""The results of several studies as Markdown: README.md beside them, and the claim table of the project's README.
-
-`python -m distill.study.markdown FOLDER [FILE]` prints the claim table, or puts it into FILE between its marks.
-"""
+"""The results of several studies as Markdown: README.md beside them, and the claim table of the project's README."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,10 +10,10 @@ from distill.errors import UserError
 from distill.study.claim_lines import CLAIMS_TEXT, all_claim_lines
 from distill.study.columns import SCORES, show
 from distill.study.rates import load_rates, rate_heads, rate_rows, rates_text
-from distill.study.results import Tree, load_studies, mean_of, measured, scale_of
+from distill.study.results import Tree, mean_of, measured, scale_of
 
 README = "README.md"
-BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the table in the project's README
+BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the table, as in the project's README
 CLAIM_HEADS = ("", "claim", "study", "source", "expected", "measured", "95 % interval", "seeds", "scale", "verdict")
 
 
@@ -86,22 +82,12 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def put_claims(text: str, claims: str) -> str:
-    """`text` with what stands between its marks replaced. Raises UserError where it has none."""
-    before, begin, rest = text.partition(BEGIN)
+def put_claims(page: Path, studies: Mapping[str, Tree]) -> None:
+    """Puts the claim table into a Markdown file, between its marks. Raises UserError where there is no such place."""
+    if not page.is_file():
+        raise UserError(f"--claims {page}: there is no such file. Give a Markdown file with {BEGIN} and {END} in it.")
+    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
-        raise UserError(f"No place for the claim table: write {BEGIN} and {END} on lines of their own.")
-    return f"{before}{begin}\n{claims}\n{end}{after}"
-
-
-def main(folder: str, file: str | None = None) -> None:
-    claims = claim_table(load_studies(Path(folder)))
-    if file is None:
-        print(claims)
-    else:
-        Path(file).write_text(put_claims(Path(file).read_text(encoding="utf-8"), claims), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+        raise UserError(f"{page} has no place for the claim table: write {BEGIN} and {END} on lines of their own.")
+    page.write_text(f"{before}{begin}\n{claim_table(studies)}\n{end}{after}", encoding="utf-8")

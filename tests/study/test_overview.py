@@ -11,7 +11,6 @@ import pytest
 from rich.console import Console
 
 from distill.cli import main
-from distill.errors import UserError
 from distill.study import markdown, runner
 from distill.study.claim_lines import all_claim_lines
 from distill.study.results import load_studies
@@ -103,20 +102,27 @@ def test_command_line_reports_a_folder_of_studies(kept: Path, capsys: pytest.Cap
     assert "report.html" in said
 
 
-def test_the_claim_table_goes_between_its_marks(kept: Path, tmp_path: Path) -> None:
+def test_the_claim_table_goes_between_its_marks(kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
+    words = ["study", str(kept), "--report", "--claims", str(page)]
+    assert main(words) == 2
+    assert "there is no such file" in capsys.readouterr().err
+    page.write_text("<!-- claims -->\n")
+    assert main(words) == 2
+    assert "has no place for the claim table" in capsys.readouterr().err
     page.write_text("# Page\n\n<!-- claims -->\nold\n<!-- /claims -->\n\nMore.\n")
-    markdown.main(str(kept), str(page))
+    assert main(words) == 0
     claims = markdown.claim_table(load_studies(kept))
     assert page.read_text() == f"# Page\n\n<!-- claims -->\n{claims}\n<!-- /claims -->\n\nMore.\n"
-    page.write_text("<!-- claims -->\n")
-    with pytest.raises(UserError, match="No place for the claim table"):
-        markdown.main(str(kept), str(page))
+    assert main(["study", str(kept / "duo"), "--report", "--claims", str(page)]) == 2
+    assert "is for several studies" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not any(KEPT.glob("*/results.json")), reason="no results of the studies yet")
-def test_the_readmes_claims_are_those_of_the_results() -> None:
-    text = (ROOT / "README.md").read_text()
-    fresh = markdown.put_claims(text, markdown.claim_table(load_studies(KEPT)))
-    assert text == fresh, f"run: python -m distill.study.markdown {KEPT.relative_to(ROOT)} README.md"
-    assert (KEPT / "README.md").read_text() == markdown.readme(load_studies(KEPT), KEPT)
+def test_the_readmes_claims_are_those_of_the_results(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    shutil.copy(ROOT / "README.md", page)
+    markdown.put_claims(page, load_studies(KEPT))
+    command = f"distill study {KEPT.relative_to(ROOT)} --report --claims README.md"
+    assert page.read_text() == (ROOT / "README.md").read_text(), f"run: {command}"
+    assert (KEPT / "README.md").read_text() == markdown.readme(load_studies(KEPT), KEPT), f"run: {command}"
