@@ -14,7 +14,7 @@ from distill.study.results import Tree, mean_of, measured, scale_of
 
 README = "README.md"
 BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the table, as in the project's README
-CLAIM_HEADS = ("", "claim", "study", "source", "expected", "measured", "95 % interval", "seeds", "scale", "verdict")
+CLAIM_HEADS = ("", "claim", "verdict", "measured", "95 % interval", "expected", "seeds", "study", "source", "scale")
 
 
 def readme(studies: Mapping[str, Tree], folder: Path) -> str:
@@ -37,8 +37,9 @@ def claim_table(studies: Mapping[str, Tree]) -> str:
     rows = []
     for line in all_claim_lines(studies):
         claim, verdict = line.finding.claim, line.finding.verdict
-        what = [str(line.number or ""), line.says, line.study, claim.source, line.expected]
-        rows.append([*what, line.measured, line.interval, str(line.seeds), line.scale, f"**{verdict}**"])
+        numbers = [line.measured, line.interval, line.expected, str(line.seeds)]
+        what = [str(line.number or ""), line.says, f"**{verdict}**"]
+        rows.append([*what, *numbers, line.study, claim.source, line.scale])
     return table(CLAIM_HEADS, rows)
 
 

@@ -13,18 +13,18 @@ from distill.study.report import page, study_body, write_page
 from distill.study.results import Tree, load_studies
 
 TITLE = "Which findings are reproduced"
-HEADS = (
+HEADS = (  # what a reader came for first: a narrow screen shows the left
     "",
     "claim",
-    "study",
-    "source",
-    "measure",
-    "expected",
+    "verdict",
     "difference",
     "95 % interval",
+    "expected",
     "seeds",
+    "study",
+    "measure",
+    "source",
     "scale",
-    "verdict",
 )
 
 
@@ -53,10 +53,10 @@ def claim_table(studies: Mapping[str, Tree]) -> str:
         verdict = line.finding.verdict
         badge = f'<span class="verdict {verdict.replace(" ", "-")}">{esc(verdict)}</span>'
         link = f'<a href="#{esc(line.study)}">{esc(line.study)}</a>'
-        cells = [str(line.number or ""), line.says, line.study, line.finding.claim.source, line.metric]
-        cells = [esc(c) for c in [*cells, line.expected, line.measured, line.interval, line.seeds, line.scale]]
-        cells[2] = link
-        body = "".join(f"<td{' class=says' if i == 1 else ''}>{cell}</td>" for i, cell in enumerate([*cells, badge]))
+        numbers = [line.measured, line.interval, line.expected, line.seeds]
+        left = [esc(line.number or ""), esc(line.says), badge, *map(esc, numbers), link]
+        cells = [*left, *map(esc, (line.metric, line.finding.claim.source, line.scale))]
+        body = "".join(f"<td{' class=says' if i == 1 else ''}>{cell}</td>" for i, cell in enumerate(cells))
         rows.append(f"<tr>{body}</tr>")
     heads = "".join(f"<th>{head}</th>" for head in HEADS)
     return (

@@ -78,8 +78,10 @@ def test_a_study_in_the_folder_has_a_report_of_its_own(kept: Path, tmp_path: Pat
 def test_markdown_has_claims_scores_and_commands(kept: Path) -> None:
     rebuild(kept)
     text = (kept / "README.md").read_text()
-    assert "| 2 | all \\| tokens stay level | duo | Table 3 | 0 ± 5.0 | +" in text
-    assert "|  | all tokens beat masked ones | trio | Table 3 | + | +" in text
+    assert "| 2 | all \\| tokens stay level | **not reproduced** | +" in text
+    assert "|  | all tokens beat masked ones | **reproduced** | +" in text
+    assert "| 0 ± 5.0 | 2 | duo | Table 3 |" in text
+    assert "| + | 2 | trio | Table 3 |" in text
     assert "`ibotpp`: all tokens" in text
     assert "Test CPU" in text
     assert "`0123456789ab`" in text
