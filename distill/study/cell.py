@@ -62,7 +62,7 @@ def run_cell(spec: dict[str, Any]) -> dict[str, Any]:
         "metrics": {**scores, **end_values(curves)},
         "curves": curves,
         "cost": {**cell_cost(spec, folder, rows), "eval_seconds": time.monotonic() - began},
-        "environment": read_json(folder / RUN / "env.json") or {},
+        "environment": {**(read_json(folder / RUN / "env.json") or {}), "precision": settled_precision(folder / RUN)},
         "code": code_digest(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "shared": None,
@@ -96,6 +96,13 @@ def evaluate_cell(spec: dict[str, Any], folder: Path) -> dict[str, float]:
     tell(folder, "drawing pictures")
     draw_pictures(model, wanted["dataset"], size, folder / PICTURES)
     return {f"{task}/{name}": value for task, result in results.items() for name, value in result.metrics.items()}
+
+
+def settled_precision(run: Path) -> str:
+    """What the run computed in; where the recipe says auto, the machine decided."""
+    from omegaconf import OmegaConf
+
+    return str(OmegaConf.load(run / "resolved.yaml").train.precision)
 
 
 def tell(folder: Path, stage: str) -> None:

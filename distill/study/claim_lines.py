@@ -38,7 +38,7 @@ class ClaimLine:
 
 def claim_lines(results: Tree) -> list[ClaimLine]:
     """The study's claims in the recipe's order."""
-    scale = ", ".join(word for word in (scale_of(results), hardware_of(results)) if word)
+    scale = ", ".join(word for word in (scale_of(results), hardware_of(results["rows"])) if word)
     return [_line(results["study"], scale, finding) for finding in findings(results)]
 
 

@@ -26,7 +26,7 @@ from distill.study.store import MANIFEST, PICTURES, RESULT, SAME, index_results,
 POINTS = 40  # of a kept curve
 DIGITS = 4  # significant, of its values
 QUALITY = 70  # of the pictures
-MACHINE = ("device", "cores", "world", "python", "packages")  # kept of a run's environment
+MACHINE = ("device", "precision", "cores", "world", "python", "packages")  # kept of a run's environment
 
 
 class Keeper:

@@ -10,7 +10,7 @@ from distill.errors import UserError
 from distill.study.claim_lines import CLAIMS_TEXT, all_claim_lines
 from distill.study.columns import SCORES, show
 from distill.study.rates import load_rates, rate_heads, rate_rows, rates_text
-from distill.study.results import Tree, mean_of, measured, scale_of
+from distill.study.results import Tree, hardware_of, mean_of, measured, scale_of
 
 README = "README.md"
 BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the table, as in the project's README
@@ -52,9 +52,8 @@ def study_part(results: Tree, rates: Tree | None = None) -> str:
         own = [row for row in results["rows"] if row["variant"] == variant]
         means = [mean_of(results, variant, c) for c in columns]
         numbers = [show(c, m.mean, m.half) if m else "–" for c, m in zip(columns, means)]
-        devices = ", ".join(sorted({str(r["environment"].get("device", "unknown")) for r in own}))
         codes = ", ".join(sorted({f"`{r['code']}`" for r in own}))
-        rows.append([f"`{variant}`: {about['title']}", *numbers, str(len(own)), _minutes(own), devices, codes])
+        rows.append([f"`{variant}`: {about['title']}", *numbers, str(len(own)), _minutes(own), hardware_of(own), codes])
     parts = [f"## {results['title']} (`{results['study']}`)", results["purpose"]]
     if results["missing"]:
         parts.append(f"Not finished: {', '.join(results['missing'])}.")

@@ -138,7 +138,7 @@ def _facts(results: Tree) -> str:
         "training": f"{results['steps']:,} steps of {results['batch']:,} images each",
         "evaluation": f"{evaluation['samples']:,} test images of {evaluation['dataset']}",
         "scale": scale_of(results),
-        "hardware": hardware_of(results),
+        "hardware": hardware_of(results["rows"]),
         "training time, all runs": f"{sum(trained.values()) / 60:.0f} min",
         "finished": max((str(row["finished"])[:10] for row in rows), default=""),
     }
@@ -163,6 +163,8 @@ def notes(results: Tree) -> list[str]:
         )
     if len({row["environment"].get("device") for row in rows}) > 1:
         found.append("The rows were made on different hardware: scores can be compared, times cannot.")
+    if len({row["environment"].get("precision") for row in rows}) > 1:
+        found.append("Some rows were trained in fp32, others in bf16: their times cannot be compared.")
     return found
 
 

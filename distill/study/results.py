@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -109,9 +109,15 @@ def scale_of(results: Tree) -> str:
     return ": ".join(word for word in words if word)
 
 
-def hardware_of(results: Tree) -> str:
-    """The devices that made the rows."""
-    return "; ".join(sorted({str(row["environment"].get("device", "unknown")) for row in results["rows"]}))
+def hardware_of(rows: Iterable[Tree]) -> str:
+    """The devices that made the rows, each with what it computed in: `AMD EPYC in bf16`."""
+    return "; ".join(sorted({device_of(row["environment"]) for row in rows}))
+
+
+def device_of(environment: Mapping[str, Any]) -> str:
+    """`AMD EPYC in bf16`."""
+    words = [str(environment.get("device", "unknown")), environment.get("precision")]
+    return " in ".join(word for word in words if word)
 
 
 def value_of(row: Mapping[str, Any], key: str, otherwise: str | None = None) -> float | None:

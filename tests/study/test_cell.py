@@ -57,6 +57,11 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> Cells:
     return found
 
 
+def test_what_the_machine_decided_is_recorded(cells: Cells) -> None:
+    assert cells["old"]["content"]["train.precision"] == "auto"
+    assert cells["old"]["environment"]["precision"] in ("fp32", "bf16")
+
+
 def test_every_column_and_baseline_of_the_tables_is_measured(cells: Cells) -> None:
     for column in [*COLUMNS, *TERMS]:
         assert value_of(cells["old"], column.key) is not None, column.key

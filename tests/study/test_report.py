@@ -140,6 +140,12 @@ def test_mixed_code_and_hardware_are_said(done: Done) -> None:
     assert "different hardware" in said
 
 
+def test_mixed_precisions_are_said(done: Done) -> None:
+    done.results["rows"][0]["environment"]["precision"] = "bf16"
+    assert "fp32" in " ".join(notes(done.results))
+    assert "Test CPU in bf16" in build_report(done.results, done.folder)
+
+
 def test_text_from_recipes_is_escaped(done: Done) -> None:
     done.results["title"] = "<script>alert(1)</script> & more"
     done.results["variants"]["ibot"]["title"] = "a < b"
