@@ -19,7 +19,7 @@ from distill.bench.lightly_step import LightlyStep, prepare_step
 from distill.bench.measure import interleave, use_threads
 from distill.bench.rows import Row, less, more
 from distill.config.schema import Config
-from distill.training.run import cpu_multiplies_bf16
+from distill.training.precision import cpu_multiplies_bf16
 
 SETTINGS: dict[str, Any] = {
     "students.0.arch": "S/14",

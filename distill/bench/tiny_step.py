@@ -15,7 +15,7 @@ from distill.bench.measure import interleave, use_threads
 from distill.bench.rows import Row, less
 from distill.models import attention
 from distill.models.vision import VisionTower
-from distill.training.run import cpu_multiplies_bf16
+from distill.training.precision import cpu_multiplies_bf16
 
 
 def prepare(plain: bool, precision: str) -> Callable[[], Any]:

@@ -16,6 +16,7 @@ from distill.preflight.cache import expected_cache
 from distill.preflight.cost import REFERENCE_FLOPS, Cost, step_cost
 from distill.preflight.counts import Counts, count_models
 from distill.preflight.data import DataReport, look_at_data
+from distill.training.precision import choose_precision
 from distill.training.receipts import head_only_saving, saving_table
 from students import parse_arch
 from teachers.cache_plan import CachePlan
@@ -55,7 +56,7 @@ def preflight(resolved: Resolved) -> Report:
         warnings=list(resolved.warnings),
         differences=[str(difference) for difference in resolved.differences()],
         data=look_at_data(config),
-        precision=expected_precision(config),
+        precision=choose_precision(config.train),
     )
     report.problems += report.data.problems
     _look_for_files(config, report)
@@ -82,16 +83,6 @@ def _add_cache(report: Report, config: Config) -> None:
         report.problems += [problem] if (problem := expected.problem()) is not None else []
     else:
         report.kept = expected
-
-
-def expected_precision(config: Config) -> str:
-    """The precision of the activations: as asked; `auto` is bf16 unless the recipe trains on a CPU."""
-    if config.train.precision != "auto":
-        return config.train.precision
-    import torch
-
-    on_cpu = config.train.accelerator == "cpu" or (config.train.accelerator == "auto" and not torch.cuda.is_available())
-    return "fp32" if on_cpu else "bf16"
 
 
 def grid_plan(config: Config, counts: Counts) -> list[str]:

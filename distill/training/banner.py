@@ -69,6 +69,8 @@ def banner(
         add("", f"{len(assembly.unused)} tensors get no gradient from this objective and are not trained")
     add("hardware", hardware_line(cfg, fabric))
     add("folder", str(folder))
+    for warning in resolved.warnings:
+        add("note", warning)
     changes = resolved.differences()
     body = [table] if not changes else [table, "", "Differs from the recipe:", *(Text(f"  {line}") for line in changes)]
     return Panel(Group(*body), title=f"distill run {folder.name}", title_align="left")

@@ -31,6 +31,7 @@ from distill.training.keep_targets import keep_targets, plan_targets
 from distill.training.live_eval import live_evaluation
 from distill.training.loop import Hooks, Interrupted, TrainState, train
 from distill.training.metrics import MetricLog
+from distill.training.precision import choose_precision, slow_precision
 from distill.training.progress import TrainingProgress
 from distill.training.receipts import receipts
 from distill.training.strategy import leave, make_fabric, processes_here, spread
@@ -179,9 +180,10 @@ def settle_hardware(resolved: Resolved) -> None:
         resolved.set_auto("train.strategy", "ddp")
     if train.precision == "fp16" and train.accelerator == "cpu":
         raise UserError("train.precision=fp16 needs a CUDA device. On a CPU use fp32 or auto.")
+    if slow := slow_precision(train):
+        resolved.warnings.append(slow)
     if train.precision == "auto":
-        fast = torch.cuda.is_bf16_supported() if train.accelerator == "cuda" else cpu_multiplies_bf16()
-        resolved.set_auto("train.precision", "bf16" if fast else "fp32")
+        resolved.set_auto("train.precision", choose_precision(train))
     if train.threads is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         resolved.set_auto("train.threads", max(1, cores // here))
@@ -198,15 +200,6 @@ def record_settled(resolved: Resolved) -> None:
     for key, value in settled.items():
         if resolved.values[key].value != value:
             resolved.set_auto(key, value)
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether this CPU has bf16 dot products (AVX-512 or AMX); without them bf16 is far slower than fp32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def training_state(cfg: Config, fabric: Fabric, assembly: Assembly, failures: Failures) -> TrainState:

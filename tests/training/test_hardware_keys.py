@@ -14,7 +14,7 @@ from distill.data.sample import SampleError
 from distill.data.scenes import SceneSource
 from distill.data.sources import open_source
 from distill.errors import UserError
-from distill.training import run as run_module
+from distill.training import precision as precision_module
 from distill.training import strategy as strategy_module
 from distill.training.run import settle_hardware
 
@@ -54,7 +54,7 @@ def fabric_arguments(monkeypatch, small):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-        monkeypatch.setattr(run_module, "cpu_multiplies_bf16", lambda: False)
+        monkeypatch.setattr(precision_module, "cpu_multiplies_bf16", lambda: False)
         resolved = load_config("pretrain/scenes_tiny", small(**changes))
         settle_hardware(resolved)
         strategy_module.make_fabric(resolved.config)

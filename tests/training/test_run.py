@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from distill.errors import UserError
-from distill.training import checkpoint
+from distill.training import checkpoint, precision
 from distill.training.guard import Collapse
 from distill.training.metrics import read_metrics
 from distill.training.run import run
@@ -228,6 +228,15 @@ def test_settings_may_be_keywords(tmp_path: Path, small):
     assert result.step == 1
     with pytest.raises(UserError, match=r"either as strings .* or as keywords"):
         distill.run("pretrain/scenes_tiny", ["train.steps=1"], seed=1)
+
+
+def test_bf16_where_the_cpu_has_none_is_said(tmp_path: Path, small, monkeypatch):
+    for fast, said in ((False, True), (True, False)):
+        monkeypatch.setattr(precision, "cpu_multiplies_bf16", lambda fast=fast: fast)
+        written = io.StringIO()
+        asked = small(**{"train.precision": "bf16"})
+        run("pretrain/scenes_tiny", asked, runs=tmp_path, dry_run=True, console=Console(file=written, width=120))
+        assert ("train.precision=auto" in written.getvalue()) == said
 
 
 def test_the_banner_shows_lists_and_globs_as_they_are(tmp_path: Path, small):
