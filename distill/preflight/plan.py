@@ -20,7 +20,7 @@ from distill.preflight.hardware import CPU, GPUS, RESERVED, Device, find_gpu
 from distill.preflight.memory import CHECKPOINTING, Layout
 from distill.preflight.probe import cpu_seconds
 from distill.preflight.roofline import gpu_seconds
-from distill.training.precision import cpu_multiplies_bf16
+from distill.training.precision import choose_precision
 from distill.training.run import cpu_name
 
 DEFAULT_GPU = "h100"
@@ -127,9 +127,7 @@ def plan_on_gpu(resolved: Resolved, counts: Counts, device: Device) -> Plan:
 def plan_on_cpu(resolved: Resolved, counts: Counts) -> Plan:
     """By short probes on this machine, with the threads that one process of the run would have."""
     config = resolved.config
-    precision = config.train.precision
-    if precision == "auto":
-        precision = "bf16" if cpu_multiplies_bf16() else "fp32"
+    precision = choose_precision(replace(config.train, accelerator="cpu"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = config.train.threads or max(1, cores // config.train.devices)
     plan = _plan(resolved, counts, precision, CPU, f"{cpu_name()}, probed with {threads} threads")

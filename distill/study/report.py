@@ -164,7 +164,10 @@ def notes(results: Tree) -> list[str]:
     if len({row["environment"].get("device") for row in rows}) > 1:
         found.append("The rows were made on different hardware: scores can be compared, times cannot.")
     if len({row["environment"].get("precision") for row in rows}) > 1:
-        found.append("Some rows were trained in fp32, others in bf16: their times cannot be compared.")
+        found.append(
+            "Some rows were trained in fp32, others in bf16: times cannot be compared, and a difference between such "
+            "rows also holds what precision alone does."
+        )
     return found
 
 
