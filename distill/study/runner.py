@@ -22,7 +22,6 @@ from distill.study.store import (
     SPEC,
     adopt,
     find_shared,
-    has_weights,
     index_results,
     is_done,
     matches,
@@ -83,6 +82,7 @@ class Runner:
         self.kept, self.on_done = kept, on_done
         self.states: dict[str, CellState] = {}
         self.running: dict[str, Running] = {}
+        self.index: dict[str, list[Path]] = {}  # address -> folders of finished cells, when the run began
 
     def run(self, names: Iterable[str], again: Iterable[str] = ()) -> Outcome:
         """Bring the cells `names` to an end; those in `again` are set aside first and run anew.
@@ -114,7 +114,7 @@ class Runner:
 
     def _settle(self, wanted: Sequence[str], again: set[str]) -> None:
         """Mark what is finished, here or in another study; make room where a folder holds another cell."""
-        index = index_results(self.plan.root.parent, *([self.kept] if self.kept else []))
+        self.index = index_results(self.plan.root.parent, *([self.kept] if self.kept else []))
         for name in wanted:
             cell = self.plan.cells[name]
             folder = self.plan.folder(cell)
@@ -123,17 +123,23 @@ class Runner:
                 continue
             if folder.exists() and not self._same(folder, cell):
                 set_aside(folder)
-            shared = find_shared(index.get(cell.address, []), cell, self.plan.eval) if name not in again else None
+            shared = None if name in again else self._shared(cell)
             if shared is not None and shared != folder:
                 adopt(shared, folder, cell)
                 self._mark(name, "done", f"shared with {shared}")
         for name in reversed(wanted):  # a student that must run needs its teacher's weights
             teacher = self.plan.cells[name].teacher
-            if teacher and self.states[name].status == "waiting" and self.states[teacher].status == "done":
-                folder = self.plan.folder(self.plan.cells[teacher])
-                if not has_weights(weights_folder(folder)):
-                    self.display.say(f"{teacher} has a result but no weights, which {name} needs: it is trained again.")
-                    self._mark(teacher, "waiting", "")
+            ready = self.states[name].status == "waiting" and teacher and self.states[teacher].status == "done"
+            if ready and self._weights(self.plan.cells[teacher]) is None:
+                self.display.say(f"{teacher} has a result but no weights, which {name} needs: it is trained again.")
+                self._mark(teacher, "waiting", "")
+
+    def _shared(self, cell: Cell) -> Path | None:
+        return find_shared(self.index.get(cell.address, []), cell, self.plan.eval)
+
+    def _weights(self, cell: Cell) -> Path | None:
+        """The folder that has a finished cell's weights, here or in another study."""
+        return weights_folder(self.plan.folder(cell), cell.address, self.index.get(cell.address, []))
 
     def _same(self, folder: Path, cell: Cell) -> bool:
         """Whether a folder belongs to this very cell, finished or not."""
@@ -180,7 +186,8 @@ class Runner:
         """What spec.json tells the cell's process."""
         overrides = dict(cell.overrides)
         if cell.teacher:
-            source = weights_folder(self.plan.folder(self.plan.cells[cell.teacher]))
+            teacher = self.plan.cells[cell.teacher]
+            source = self._weights(teacher) or self.plan.folder(teacher)
             overrides["teacher.source"] = f"run:{source / RUN}"
         return {
             "study": self.plan.root.name,

@@ -60,12 +60,15 @@ def is_done(result: Mapping[str, Any] | None, cell: Cell, evaluation: Mapping[st
     return same and set(evaluation["tasks"]) <= set(had.get("tasks", []))
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a finished cell still holds the last checkpoint of its run."""
+def has_weights(folder: Path, address: str) -> bool:
+    """Whether a folder holds the finished cell of this address with the last checkpoint of its run."""
     from distill.training.checkpoint import existing, step_of
 
-    steps = (read_json(folder / RESULT) or {}).get("content", {}).get("train.steps", 0)
-    return any(step_of(path) >= steps for path in existing(folder / RUN / "checkpoints"))
+    result = read_json(folder / RESULT) or {}
+    steps = result.get("content", {}).get("train.steps", 0)
+    return result.get("address") == address and any(
+        step_of(path) >= steps for path in existing(folder / RUN / "checkpoints")
+    )
 
 
 def true_place(folder: Path) -> Path:
@@ -96,7 +99,7 @@ def index_results(*roots: Path) -> dict[str, list[Path]]:
 def find_shared(folders: Iterable[Path], cell: Cell, evaluation: Mapping[str, Any]) -> Path | None:
     """The first of `folders` with this cell's finished result, preferring one that still has its weights."""
     done = [f for f in folders if is_done(read_json(f / RESULT), cell, evaluation)]
-    return next((f for f in done if has_weights(f)), done[0] if done else None)
+    return next((f for f in done if has_weights(f, cell.address)), done[0] if done else None)
 
 
 def set_aside(folder: Path) -> None:
@@ -121,7 +124,8 @@ def adopt(source: Path, folder: Path, cell: Cell) -> None:
     write_json(folder / RESULT, {**result, "variant": cell.variant, "seed": cell.seed, "shared": shared})
 
 
-def weights_folder(folder: Path) -> Path:
-    """The cell folder that has a finished cell's weights: its own, or that of the cell it was taken from."""
+def weights_folder(folder: Path, address: str, others: Iterable[Path] = ()) -> Path | None:
+    """The cell folder that has this cell's weights: its own, that of the cell it was taken from, or one of `others`."""
     shared = (read_json(folder / RESULT) or {}).get("shared")
-    return folder if has_weights(folder) or not shared else Path(shared)
+    places = [folder, *([Path(shared)] if shared else []), *others]
+    return next((place for place in places if has_weights(place, address)), None)

@@ -113,6 +113,30 @@ def test_a_teacher_without_weights_is_trained_again_when_a_student_needs_it(play
     assert len(started_at(result, "ibot-s0")) == 2
 
 
+def test_a_shared_teacher_that_was_replaced_is_found_elsewhere_or_trained_again(play: Play) -> None:
+    old = play(only=["ibot"])
+    address = cell_json(old, "ibot-s0")["address"]
+    play(name="second", only=["ibot"])
+    play(only=["ibot"], overrides={"train.accelerator": "cpu", "optim.lr": 1e-4})  # sets the old one aside
+    result = play(name="second", only=["unmasked"])
+    assert teacher_address(result) == address
+    shutil.rmtree(old.folder / "cells" / f"ibot-s0.{address[:8]}")
+    (result.folder / "cells" / "unmasked-s0" / "cell.json").unlink()
+    again = play(name="second", only=["unmasked"])
+    assert teacher_address(again) == address
+    assert len(started_at(again, "ibot-s0")) == 1
+
+
+def teacher_address(result: StudyResult) -> str:
+    """The address of the cell whose run taught `unmasked`."""
+    spec = read_json(result.folder / "cells" / "unmasked-s0" / "spec.json")
+    assert spec is not None
+    source = Path(spec["overrides"]["teacher.source"].removeprefix("run:"))
+    found = read_json(source.parent / "cell.json")
+    assert found is not None
+    return str(found["address"])
+
+
 def test_a_cell_with_other_settings_is_set_aside_and_found_again(play: Play) -> None:
     before = play()
     address = cell_json(before, "ibot-s0")["address"]
