@@ -136,7 +136,8 @@ def cell_cost(spec: dict[str, Any], folder: Path, rows: list[dict[str, float]]) 
 
 def teacher_images(content: dict[str, Any], run: Path) -> int:
     """Images that went through a teacher trunk of its own; where targets are kept on disk, the run has counted them."""
-    if content["teacher.mode"] not in FORWARDS:
+    taught = content["objective.patch.weight"] > 0 or content["objective.cls.weight"] > 0
+    if content["teacher.mode"] not in FORWARDS or not taught:
         return 0
     if content.get("teacher.cache.path") is None:
         return content["train.steps"] * content["train.batch"]

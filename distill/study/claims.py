@@ -6,19 +6,22 @@ A recipe lists them:
       - {says: iBOT++ beats iBOT in zero-shot segmentation, source: Table 3, compare: [ibot, ibotpp],
          metric: zeroshot_seg/miou, expect: +}
 
-`expect` is the sign of `second - first`: `+`, `-`, or `0` for "level", which needs a `margin` in the metric's units.
+`expect` says where `second - first` lies: `+` above zero, `-` below it, `0` within ± `margin` (level), `<=` not above
+`margin`, `>=` not below -`margin`. The margin is in the metric's units; `<=` and `>=` take 0 where there is none. With
+one variant, `compare: [ibot]`, the claim is about the metric itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from distill.study.statistics import Interval, paired_difference
+from distill.study.statistics import Interval, mean_interval, paired_difference
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
-SIGNS = ("+", "-", "0")
+EXPECTATIONS = ("+", "-", "0", "<=", ">=")
 
 Scores = Mapping[str, Mapping[str, Mapping[int, float]]]
 """Metric -> variant -> seed -> value."""
@@ -26,15 +29,23 @@ Scores = Mapping[str, Mapping[str, Mapping[int, float]]]
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement about `metric(second) - metric(first)`."""
+    """One statement about `metric(second) - metric(first)`, or about `metric(second)` where there is no first."""
 
     says: str
     source: str  # where the statement comes from, e.g. "Table 2, rows 1 and 4"
-    first: str  # variant
+    first: str | None  # variant
     second: str  # variant
     metric: str
-    expect: str  # one of SIGNS
-    margin: float | None = None  # with expect "0": largest difference that still counts as level, in the metric's units
+    expect: str  # one of EXPECTATIONS
+    margin: float | None = None  # in the metric's units
+
+    @property
+    def allowed(self) -> tuple[float, float]:
+        """Between which values the difference is expected."""
+        margin = self.margin or 0.0
+        lower = {"+": 0.0, "0": -margin, ">=": -margin}.get(self.expect, -math.inf)
+        upper = {"-": 0.0, "0": margin, "<=": margin}.get(self.expect, math.inf)
+        return lower, upper
 
 
 @dataclass(frozen=True)
@@ -45,50 +56,62 @@ class Finding:
     difference: Interval | None
     verdict: str
     reason: str
+    mixed: bool = False  # some seed pairs runs of different precision
 
     def as_dict(self) -> dict[str, Any]:
         """Flat and JSON-able, one entry of claims.json."""
         measured = asdict(self.difference) if self.difference else {"mean": None, "low": None, "high": None, "n": 0}
-        return {**asdict(self.claim), **measured, "verdict": self.verdict, "reason": self.reason}
+        return {**asdict(self.claim), **measured, "verdict": self.verdict, "reason": self.reason, "mixed": self.mixed}
 
 
-def verdict(expect: str, margin: float | None, difference: Interval | None) -> tuple[str, str]:
+def verdict(claim: Claim, difference: Interval | None) -> tuple[str, str]:
     """The verdict and why.
 
-    A sign is reproduced when the whole interval has it, not reproduced when the whole interval has the other one.
-    "Level" is reproduced when the whole interval lies within +-margin, not reproduced when it lies wholly outside.
-    Everything else, and anything from one seed, is undecided.
+    Reproduced when the whole interval lies where the claim expects the difference, not reproduced when it lies wholly
+    elsewhere. Everything else, and anything from one seed, is undecided.
     """
+    lower, upper = claim.allowed
     if difference is None:
-        return UNDECIDED, "no seed has both variants"
+        return UNDECIDED, "no seed has both variants" if claim.first else "no seed has the variant"
+    if not math.isfinite(difference.mean):
+        return UNDECIDED, "not a finite number"
     if difference.low is None or difference.high is None:
-        return UNDECIDED, f"one seed; it {'agrees' if _agrees(expect, margin, difference.mean) else 'disagrees'}"
-    low, high = difference.low, difference.high
-    if expect == "0":
-        bound = margin or 0.0
-        if -bound <= low and high <= bound:
-            return REPRODUCED, f"the interval lies within ±{bound:g}"
-        if low > bound or high < -bound:
-            return NOT_REPRODUCED, f"the interval lies outside ±{bound:g}"
-        return UNDECIDED, f"the interval crosses ±{bound:g}"
-    if low <= 0 <= high:
-        return UNDECIDED, "the interval contains zero"
-    if (low > 0) == (expect == "+"):
-        return REPRODUCED, "the whole interval has the expected sign"
-    return NOT_REPRODUCED, "the whole interval has the opposite sign"
+        agrees = _within(claim, difference.mean, difference.mean)
+        return UNDECIDED, f"one seed; it {'agrees' if agrees else 'disagrees'}"
+    where = _place(claim)
+    if _within(claim, difference.low, difference.high):
+        return REPRODUCED, f"the whole interval lies {where}"
+    if difference.high < lower or difference.low > upper:
+        return NOT_REPRODUCED, f"no part of the interval lies {where}"
+    return UNDECIDED, f"only a part of the interval lies {where}"
 
 
-def _agrees(expect: str, margin: float | None, mean: float) -> bool:
-    if expect == "0":
-        return abs(mean) <= (margin or 0.0)
-    return mean > 0 if expect == "+" else mean < 0
+def _within(claim: Claim, low: float, high: float) -> bool:
+    """Whether an interval lies where the claim expects it. Zero has no sign, but a margin's end belongs to it."""
+    lower, upper = claim.allowed
+    if claim.expect in ("+", "-"):
+        return lower < low and high < upper
+    return lower <= low and high <= upper
+
+
+def _place(claim: Claim) -> str:
+    lower, upper = claim.allowed
+    if claim.expect == "0":
+        return f"within ±{upper:g}"
+    return f"above {lower:g}" if math.isinf(upper) else f"below {upper:g}"
 
 
 def judge(claims: list[Claim], scores: Scores) -> list[Finding]:
     """One finding a claim, in order."""
     findings = []
     for claim in claims:
-        of = scores.get(claim.metric, {})
-        difference = paired_difference(of.get(claim.first, {}), of.get(claim.second, {}))
-        findings.append(Finding(claim, difference, *verdict(claim.expect, claim.margin, difference)))
+        difference = _difference(claim, scores.get(claim.metric, {}))
+        findings.append(Finding(claim, difference, *verdict(claim, difference)))
     return findings
+
+
+def _difference(claim: Claim, scores: Mapping[str, Mapping[int, float]]) -> Interval | None:
+    second = scores.get(claim.second, {})
+    if claim.first is not None:
+        return paired_difference(scores.get(claim.first, {}), second)
+    return mean_interval(list(second.values())) if second else None

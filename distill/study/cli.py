@@ -52,7 +52,7 @@ def register(subparsers: Any) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Exit status: 0 all done, 1 some cells failed, 130 interrupted."""
-    from distill.study.markdown import README, put_claims
+    from distill.study.markdown import README, check_place, put_claims
     from distill.study.rates import FRACTION
     from distill.study.results import holds_studies, load_results, load_studies
     from distill.study.run import rebuild, study, tell
@@ -66,8 +66,10 @@ def main(args: argparse.Namespace) -> int:
             raise UserError(f"--report runs nothing, so it takes no settings; leave out {args.overrides[0]}.")
         folder = _results_folder(args)
         if args.claims:
-            put_claims(Path(args.claims), load_studies(folder))
+            check_place(Path(args.claims))
         report = rebuild(folder)
+        if args.claims:
+            put_claims(Path(args.claims), load_studies(folder))
         if holds_studies(folder):
             console.print(f"{folder / README}\n{report}", highlight=False)
             return 0

@@ -20,6 +20,10 @@ class Column:
     higher_is_better: bool | None = True  # None: neither
     otherwise: str | None = None  # the key for a model that lacks the first, such as one with a single CLS token
 
+    def better(self, change: float) -> bool | None:
+        """Whether a change of the value is for the better; None where more is neither better nor worse."""
+        return None if self.higher_is_better is None else (change > 0) == self.higher_is_better
+
 
 SEGMENTATION = "Zero-shot segmentation, mIoU %"
 PROBES = "Accuracy, %"
@@ -41,6 +45,7 @@ COLUMNS = (
     Column("retrieval/t2i_r1_both", RETRIEVAL, "text to image", "R@1 t→i", otherwise="retrieval/t2i_r1_cls1"),
     Column("depth/rmse", DEPTH, "linear probe", "depth", 1, 3, higher_is_better=False),
     Column("cost/parameters", COST, "parameters", "params", 1e-6, 2, " M", None),
+    Column("cost/held", COST, "held in training", "held", 1e-6, 2, " M", None),
     Column("cost/step_ms", COST, "step", "step", 1, 0, " ms", False),
     Column("cost/peak_memory_mb", COST, "peak memory", "memory", 1, 0, " MB", False),
     Column("cost/train_seconds", COST, "training", "training", 1 / 60, 1, " min", False),
@@ -48,7 +53,7 @@ COLUMNS = (
 )
 SCORES = tuple(column for column in COLUMNS if column.group != COST)
 COSTS = tuple(column for column in COLUMNS if column.group == COST)
-TERMS = (  # what claims may also speak of
+CLAIMED = (  # what claims may also speak of
     Column("train/patch_visible", LOSS, "visible tokens", "visible loss", 1, 3, "", None),
     Column("train/patch_masked", LOSS, "masked tokens", "masked loss", 1, 3, "", None),
     Column("train/patch_visible_change", CHANGE, "visible tokens", "visible change", 1, 3, "", None),

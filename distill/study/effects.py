@@ -10,7 +10,8 @@ from distill.study.results import Tree, difference, measured
 
 
 def effects_svg(results: Tree) -> str:
-    """Differences second - first by metric; blue: better and sure, orange: worse and sure, grey: zero is possible.
+    """Differences second - first by metric; blue: better and sure, orange: worse and sure, grey: zero is possible, or
+    more is neither better nor worse.
 
     Empty where nothing was compared or measured. One seed gives a grey point without a line.
     """
@@ -33,8 +34,7 @@ def effects_svg(results: Tree) -> str:
                 colour = INK
                 if change.low is not None and change.high is not None:
                     if change.low > 0 or change.high < 0:
-                        better = (change.mean > 0) == (column.higher_is_better is not False)
-                        colour = VISIBLE if better else MASKED
+                        colour = {True: VISIBLE, False: MASKED, None: INK}[column.better(change.mean)]
                     ends = [change.low * column.scale, change.high * column.scale]
                     axes.plot(ends, [row, row], color=colour, linewidth=1.6)
                 axes.plot([change.mean * column.scale], [row], "o", color=colour, markersize=4)

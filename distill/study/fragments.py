@@ -55,7 +55,7 @@ def score_table(results: Tree) -> str:
 
 def _share(value: float, top: float, column: Column) -> int:
     """Length of a bar in percent: 100 for the best of a column, whichever way is better."""
-    ratio = top / value if column.higher_is_better is False and value else value / top
+    ratio = value / top if column.higher_is_better or not value else top / value
     return round(100 * max(0.0, ratio))
 
 
@@ -126,13 +126,7 @@ def difference_table(results: Tree) -> str:
             change = difference(results, pair["first"], pair["second"], column)
             text = show(column, change.mean, change.half, sign=True) if change else "–"
             sure = change is not None and change.low is not None and (change.low > 0 or (change.high or 0) < 0)
-            sign = (
-                ""
-                if change is None
-                else "up"
-                if (change.mean > 0) == (column.higher_is_better is not False)
-                else "down"
-            )
+            sign = {True: "up", False: "down", None: ""}[column.better(change.mean) if change else None]
             cells.append(f'<td class="{sign}{" sure" if sure else ""}">{esc(text)}</td>')
         names = f"{esc(pair['first'])} → {esc(pair['second'])}"
         factors = esc(", ".join(pair["factors"]))
@@ -150,11 +144,12 @@ def claim_list(results: Tree) -> str:
     items = []
     for line in claim_lines(results):
         claim, finding = line.finding.claim, line.finding
+        final = f" From the final tokens: {line.final}." if line.final else ""
         items.append(
             f'<li><span class="verdict {finding.verdict.replace(" ", "-")}">{esc(finding.verdict)}</span>'
-            f"<div><p>{esc(claim.says)}.</p><p class='small'>{esc(line.metric)}: {esc(claim.second)} − "
-            f"{esc(claim.first)} = <b>{esc(line.measured)}</b> (95 % interval {esc(line.interval)}), "
-            f"expected {esc(line.expected)}; {esc(finding.reason)}. Source: {esc(claim.source)}.</p></div></li>"
+            f"<div><p>{esc(claim.says)}.</p><p class='small'>{esc(line.metric)}: {esc(line.what)} = "
+            f"<b>{esc(line.measured)}</b> (95 % interval {esc(line.interval)}), expected {esc(line.expected)}; "
+            f"{esc(finding.reason)}.{esc(final)} Source: {esc(claim.source)}.</p></div></li>"
         )
     return f'<ul class="claims">{"".join(items)}</ul>' if items else ""
 

@@ -32,17 +32,19 @@ MACHINE = ("device", "precision", "cores", "world", "python", "packages")  # kep
 class Keeper:
     """Called with each finished cell of `plan`; keeps it in `folder` and writes the results of `whole` anew.
 
-    `whole` is the plan with every seed that the folder's results hold. `command` is what a reader runs.
+    `whole` is the plan with every seed that the folder's results hold. `command` is what a reader runs,
+    `overrides` are those of the plans.
     """
 
-    def __init__(self, folder: Path, plan: Plan, whole: Plan, command: str):
-        self.folder, self.plan, self.command = folder, plan, command
+    def __init__(self, folder: Path, plan: Plan, whole: Plan, command: str, overrides: Mapping[str, Any]):
+        self.folder, self.plan, self.command, self.overrides = folder, plan, command, overrides
         self.whole = replace(whole, root=folder / plan.root.name)
 
     def __call__(self, cell: Cell) -> None:
         first = cell.seed == min(self.whole.seeds) and not self.plan.recipe.variants[cell.variant].trial
         keep_cell(self.plan.folder(cell), self.whole.folder(cell), cell, self.plan.eval, first)
-        save(placeless(small_results(collect(self.whole, command=self.command))), self.whole.root)
+        results = collect(self.whole, command=self.command, overrides=self.overrides)
+        save(placeless(small_results(results)), self.whole.root)
 
 
 def keep_cell(source: Path, target: Path, cell: Cell, evaluation: Mapping[str, Any], first: bool) -> None:

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.study.claim_lines import CLAIMS_TEXT, all_claim_lines
+from distill.study.claim_lines import CLAIMS_TEXT, HEADS, all_claim_lines
 from distill.study.columns import SCORES, show
 from distill.study.rates import load_rates, rate_heads, rate_rows, rates_text
 from distill.study.results import Tree, hardware_of, mean_of, measured, scale_of
 
 README = "README.md"
 BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the table, as in the project's README
-CLAIM_HEADS = ("", "claim", "verdict", "measured", "95 % interval", "expected", "seeds", "study", "source", "scale")
 
 
 def readme(studies: Mapping[str, Tree], folder: Path) -> str:
@@ -36,11 +35,9 @@ def claim_table(studies: Mapping[str, Tree]) -> str:
     """A row a claim, by number."""
     rows = []
     for line in all_claim_lines(studies):
-        claim, verdict = line.finding.claim, line.finding.verdict
-        numbers = [line.measured, line.interval, line.expected, str(line.seeds)]
-        what = [str(line.number or ""), line.says, f"**{verdict}**"]
-        rows.append([*what, *numbers, line.study, claim.source, line.scale])
-    return table(CLAIM_HEADS, rows)
+        cells = line.cells
+        rows.append(list({**cells, "verdict": f"**{cells['verdict']}**"}.values()))
+    return table(HEADS, rows)
 
 
 def study_part(results: Tree, rates: Tree | None = None) -> str:
@@ -82,12 +79,18 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def put_claims(page: Path, studies: Mapping[str, Tree]) -> None:
-    """Puts the claim table into a Markdown file, between its marks. Raises UserError where there is no such place."""
+def check_place(page: Path) -> tuple[str, str]:
+    """What stands before and after the claim table of a Markdown file. UserError where there is no place for one."""
     if not page.is_file():
         raise UserError(f"--claims {page}: there is no such file. Give a Markdown file with {BEGIN} and {END} in it.")
-    before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
+    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:
         raise UserError(f"{page} has no place for the claim table: write {BEGIN} and {END} on lines of their own.")
-    page.write_text(f"{before}{begin}\n{claim_table(studies)}\n{end}{after}", encoding="utf-8")
+    return before, after
+
+
+def put_claims(page: Path, studies: Mapping[str, Tree]) -> None:
+    """Puts the claim table into a Markdown file, between its marks."""
+    before, after = check_place(page)
+    page.write_text(f"{before}{BEGIN}\n{claim_table(studies)}\n{END}{after}", encoding="utf-8")

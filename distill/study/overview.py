@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from distill.study.claim_lines import CLAIMS_TEXT, all_claim_lines
+from distill.study.claim_lines import CLAIMS_TEXT, HEADS, ClaimLine, all_claim_lines
 from distill.study.fragments import esc
 from distill.study.galleries import Shelf
 from distill.study.markdown import README, readme
@@ -13,19 +13,6 @@ from distill.study.report import page, study_body, write_page
 from distill.study.results import Tree, load_studies
 
 TITLE = "Which findings are reproduced"
-HEADS = (  # what a reader came for first: a narrow screen shows the left
-    "",
-    "claim",
-    "verdict",
-    "difference",
-    "95 % interval",
-    "expected",
-    "seeds",
-    "study",
-    "measure",
-    "source",
-    "scale",
-)
 
 
 def write_overview(folder: Path) -> Path:
@@ -48,18 +35,17 @@ def build_overview(studies: Mapping[str, Tree], folder: Path) -> str:
 
 def claim_table(studies: Mapping[str, Tree]) -> str:
     """A row a claim, by number."""
-    rows = []
-    for line in all_claim_lines(studies):
-        verdict = line.finding.verdict
-        badge = f'<span class="verdict {verdict.replace(" ", "-")}">{esc(verdict)}</span>'
-        link = f'<a href="#{esc(line.study)}">{esc(line.study)}</a>'
-        numbers = [line.measured, line.interval, line.expected, line.seeds]
-        left = [esc(line.number or ""), esc(line.says), badge, *map(esc, numbers), link]
-        cells = [*left, *map(esc, (line.metric, line.finding.claim.source, line.scale))]
-        body = "".join(f"<td{' class=says' if i == 1 else ''}>{cell}</td>" for i, cell in enumerate(cells))
-        rows.append(f"<tr>{body}</tr>")
+    rows = "".join(f"<tr>{_cells(line)}</tr>" for line in all_claim_lines(studies))
     heads = "".join(f"<th>{head}</th>" for head in HEADS)
     return (
         f'<div class="scroll"><table class="overview"><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"<tbody>{rows}</tbody></table></div>"
     )
+
+
+def _cells(line: ClaimLine) -> str:
+    verdict = line.finding.verdict
+    shown = {head: esc(text) for head, text in line.cells.items()}
+    shown["verdict"] = f'<span class="verdict {verdict.replace(" ", "-")}">{esc(verdict)}</span>'
+    shown["study"] = f'<a href="#{esc(line.study)}">{esc(line.study)}</a>'
+    return "".join(f"<td{' class=says' if head == 'claim' else ''}>{text}</td>" for head, text in shown.items())

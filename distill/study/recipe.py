@@ -23,7 +23,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from distill.config import recipes
 from distill.config.entries import parse_scalar
 from distill.config.fields import leaf_of
 from distill.errors import UserError, unknown
-from distill.study.claims import SIGNS, Claim
+from distill.study.claims import EXPECTATIONS, Claim
 from distill.study.parts import checked_name, known, mapping
 from distill.study.scales import scaled
 
@@ -91,7 +91,7 @@ class StudyRecipe:
     eval: dict[str, Any]
     variants: dict[str, Variant]
     compare: tuple[Pair, ...] = ()
-    claims: tuple[Claim, ...] = field(default=())
+    claims: tuple[Claim, ...] = ()
     paper: dict[str, Any] | None = None  # source, columns and variant -> values, as published
     scale: str | None = None  # one of the recipe's scales; None: as written
     checks: str | None = None  # the study whose learning rates this one checks
@@ -131,7 +131,7 @@ def read_study(name: str | Path, scale: str | None = None) -> StudyRecipe:
         eval=_eval(path, tree.get("eval")),
         variants=variants,
         compare=pairs,
-        claims=tuple(_claim(path, item, pairs) for item in tree.get("claims") or []),
+        claims=tuple(_claim(path, item, pairs, variants) for item in tree.get("claims") or []),
         paper=_paper(path, tree.get("paper"), variants),
         scale=scale,
     )
@@ -239,18 +239,17 @@ def _paper(path: str, value: Any, variants: dict[str, Variant]) -> dict[str, Any
     return {"source": str(value["source"]), "columns": list(map(str, value["columns"])), "values": value["values"]}
 
 
-def _claim(path: str, item: Any, pairs: tuple[Pair, ...]) -> Claim:
+def _claim(path: str, item: Any, pairs: tuple[Pair, ...], variants: Mapping[str, Variant]) -> Claim:
     if not isinstance(item, dict):
         raise UserError(f"{path}: a claim is {item!r}; it must be a mapping with the keys {', '.join(CLAIM_KEYS)}.")
     known(path, "key of a claim", item, CLAIM_KEYS)
     missing = [k for k in ("says", "source", "compare", "metric", "expect") if k not in item]
     if missing:
         raise UserError(f"{path}: the claim '{item.get('says', '?')}' lacks {', '.join(missing)}.")
-    pair, expect, margin = item["compare"], str(item["expect"]), item.get("margin")
-    if not isinstance(pair, list) or tuple(pair) not in {(p.first, p.second) for p in pairs}:
-        raise UserError(f"{path}: the claim '{item['says']}' compares {pair}, which is not in `compare`; add it there.")
-    if expect not in SIGNS:
-        raise unknown("expectation of a claim", expect, SIGNS)
+    first, second = _compared(path, item, pairs, variants)
+    expect, margin = str(item["expect"]), item.get("margin")
+    if expect not in EXPECTATIONS:
+        raise unknown("expectation of a claim", expect, EXPECTATIONS)
     if expect == "0" and margin is None:
         raise UserError(
             f"{path}: the claim '{item['says']}' expects no difference; give a margin in the metric's units."
@@ -258,9 +257,25 @@ def _claim(path: str, item: Any, pairs: tuple[Pair, ...]) -> Claim:
     return Claim(
         says=str(item["says"]),
         source=str(item["source"]),
-        first=pair[0],
-        second=pair[1],
+        first=first,
+        second=second,
         metric=str(item["metric"]),
         expect=expect,
         margin=None if margin is None else float(margin),
     )
+
+
+def _compared(
+    path: str, item: Mapping[str, Any], pairs: tuple[Pair, ...], variants: Mapping[str, Variant]
+) -> tuple[str | None, str]:
+    """The claim's variants, in order; the first is None for a claim about one."""
+    names = item["compare"]
+    if isinstance(names, list) and len(names) == 1:
+        if names[0] not in variants:
+            raise unknown(f"variant in a claim of {path}", str(names[0]), variants)
+        return None, names[0]
+    if not isinstance(names, list) or tuple(names) not in {(p.first, p.second) for p in pairs}:
+        raise UserError(
+            f"{path}: the claim '{item['says']}' compares {names}, which is not in `compare`; add it there."
+        )
+    return names[0], names[1]

@@ -85,15 +85,17 @@ DIFFERENCES_TEXT = (
 EFFECTS_TEXT = (
     "Difference of each pair of variants with its 95 % interval, by seed, in the units of the table below. "
     f'<span class="line" style="background:{VISIBLE}"></span><b>better</b>, '
-    f'<span class="line" style="background:{MASKED}"></span><b>worse</b>; dark grey: can be chance.'
+    f'<span class="line" style="background:{MASKED}"></span><b>worse</b>; '
+    "dark grey: can be chance, or more is neither better nor worse."
 )
 PAPER_TEXT = (
     "As published, for far larger models, data and other test images: compare the order of the rows and the signs of "
     "their differences, not the values."
 )
 COST_TEXT = (
-    "Parameters are those of the student's two towers; memory is the most that the process held; images through the "
-    "teacher are those that needed a pass of a teacher's own trunk."
+    "Parameters are those of the student's two towers; held in training: all that are trained, averaged or frozen; "
+    "memory is the most that the process held; images through the teacher are those that needed a pass of a teacher's "
+    "own trunk."
 )
 LOSS_TEXT = (
     f'Mean over <span class="line" style="background:{MASKED}"></span><b>masked</b> and over '
@@ -156,6 +158,9 @@ def notes(results: Tree) -> list[str]:
     if results["missing"]:
         names = ", ".join(results["missing"])
         found.append(f"Not finished: {names}. The tables hold what is there.")
+    for cell, tail in results["failed"].items():
+        last = tail.splitlines()[-1] if tail else "its log is empty"
+        found.append(f"{cell} failed, so no claim counts it: {last}")
     rows = results["rows"]
     if len({row["code"] for row in rows}) > 1:
         found.append(
@@ -192,8 +197,8 @@ def _settings(results: Tree) -> str:
     }
     facts = "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in text.items() if v)
     return (
-        "<p>Everything else is equal: data order, steps, seeds and evaluation; a variant that changes more than the "
-        f'declared factors is refused.</p><dl class="facts">{facts}</dl>'
+        "<p>What is no factor is equal in every variant: data and their order, steps, seeds and evaluation; a variant "
+        f'that changes more than the declared factors is refused.</p><dl class="facts">{facts}</dl>'
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +19,28 @@ RESULTS, CLAIMS, REPORT = "results.json", "claims.json", "report.html"
 Tree = dict[str, Any]
 
 
-def collect(plan: Plan, failed: Mapping[str, str] | None = None, command: str = "") -> Tree:
-    """Results of the cells that are done; `failed` maps cell names to log tails."""
+def collect(
+    plan: Plan,
+    failed: Mapping[str, str] | None = None,
+    command: str = "",
+    overrides: Mapping[str, Any] | None = None,
+) -> Tree:
+    """Results of the cells that are done; `failed` maps cell names to log tails, `overrides` are those of `plan`."""
     recipe = plan.recipe
-    rows, missing = [], []
-    for cell in plan.cells.values():
-        result = read_result(plan.folder(cell))
-        if result is None or not is_done(result, cell, plan.eval):
-            missing.append(cell.name)
-            continue
-        kept = ("metrics", "cost", "environment", "code", "address", "finished", "shared")
-        rows.append(
-            {
-                "variant": cell.variant,
-                "seed": cell.seed,
-                "teacher": cell.teacher,
-                "folder": f"cells/{cell.name}",
-                "switches": plan.switches(cell),
-                **{key: result.get(key) for key in kept},
-            }
-        )
-    shared = next(iter(plan.cells.values())).content
+    rows, missing = _rows(plan)
+    contents = [cell.content for cell in plan.cells.values()]
+    archs = dict.fromkeys(str(content["students.0.arch"]) for content in contents)
+    size = next(iter(plan.cells.values())).size
     return {
         "format": FORMAT,
         "study": plan.root.name,
         "folder": str(plan.root),
         "title": recipe.title,
         "purpose": recipe.header.purpose,
-        "reproduces": recipe.header.reproduces,
         "recipe": recipe.path,
         "base": recipe.base,
-        "steps": shared["train.steps"],
-        "batch": shared["train.batch"],
+        "steps": contents[0]["train.steps"],
+        "batch": contents[0]["train.batch"],
         "set": recipe.changes,
         "factors": {k: list(v) for k, v in recipe.factors.items()},
         "eval": plan.eval,
@@ -63,13 +53,42 @@ def collect(plan: Plan, failed: Mapping[str, str] | None = None, command: str = 
         "claims": [asdict(claim) for claim in recipe.claims],
         "paper": recipe.paper,
         "scale": recipe.scale,
-        "model": f"{shared['students.0.arch']}, {next(iter(plan.cells.values())).size} px",
+        "model": f"{' and '.join(archs)}, {size} px",
         "checks": recipe.checks,
         "rows": rows,
         "missing": missing,
         "failed": dict(failed or {}),
         "command": command,
+        "overrides": dict(overrides or {}),
     }
+
+
+def _rows(plan: Plan) -> tuple[list[Tree], list[str]]:
+    """A row a finished cell, and the names of the others."""
+    rows, missing = [], []
+    for cell in plan.cells.values():
+        result = read_result(plan.folder(cell))
+        if result is None or not is_done(result, cell, plan.eval):
+            missing.append(cell.name)
+            continue
+        kept = ("metrics", "environment", "code", "address", "finished", "shared")
+        rows.append(
+            {
+                "variant": cell.variant,
+                "seed": cell.seed,
+                "teacher": cell.teacher,
+                "folder": f"cells/{cell.name}",
+                "switches": plan.switches(cell),
+                "cost": whole_cost(result["cost"]),
+                **{key: result.get(key) for key in kept},
+            }
+        )
+    return rows, missing
+
+
+def whole_cost(cost: Mapping[str, float]) -> dict[str, float]:
+    """What a cell took, with all parameters that its training held: trained, averaged and frozen."""
+    return {**cost, "held": sum(cost.get(key, 0) for key in ("trained", "averaged", "frozen"))}
 
 
 def save(results: Tree, folder: Path) -> None:
@@ -161,4 +180,15 @@ def findings(results: Tree) -> list[Finding]:
     claims = [Claim(**tree) for tree in results["claims"]]
     variants = list(results["variants"])
     scores = {c.metric: {v: by_seed(results, v, c.metric) for v in variants} for c in claims}
-    return judge(claims, scores)
+    return [replace(f, mixed=_mixes(results, f.claim)) for f in judge(claims, scores)]
+
+
+def _mixes(results: Tree, claim: Claim) -> bool:
+    """Whether some seed's two runs were computed in different precision."""
+    if claim.first is None:
+        return False
+    first, second = (
+        {r["seed"]: r["environment"].get("precision") for r in results["rows"] if r["variant"] == variant}
+        for variant in (claim.first, claim.second)
+    )
+    return any(first[seed] != second[seed] for seed in first.keys() & second.keys())

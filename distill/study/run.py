@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shlex
 import shutil
@@ -18,13 +19,13 @@ from distill.config.load import load_config
 from distill.config.schema import Config
 from distill.errors import UserError
 from distill.study.display import Display, clock
-from distill.study.keep import Keeper
+from distill.study.keep import Keeper, small_results
 from distill.study.overview import write_overview
 from distill.study.plan import Plan, make_plan, select
 from distill.study.rates import rate_plan, rate_tree, save_rates, trials
 from distill.study.recipe import checked_seeds, read_study
 from distill.study.report import write_report
-from distill.study.results import REPORT, RESULTS, Tree, collect, holds_studies, load_results, save
+from distill.study.results import REPORT, RESULTS, Tree, collect, holds_studies, load_results, load_studies, save
 from distill.study.runner import Command, Outcome, Runner, cell_command
 from distill.study.store import read_json
 from distill.study.table import rates_table, summary_table
@@ -37,6 +38,7 @@ class StudyResult:
     folder: Path
     results: Tree
     outcome: Outcome
+    restart: str  # the command that goes on where this one stopped
     rates: Tree | None = None  # of a learning-rate check, as in lr.json
 
     @property
@@ -83,6 +85,7 @@ def study(
     if plan.eval["dataset"] == "???":
         raise UserError(f"{plan.recipe.path} leaves eval.dataset to you; give eval.dataset=DATASET:PATH with masks.")
     select(plan, only)  # refuses unknown ones
+    wanted = only
     if lr_check is not None:
         plan = rate_plan(checked, _for_variants(changes), _resolve, lr_check)
         only = trials(only or list(checked.recipe.variants))
@@ -90,13 +93,12 @@ def study(
     anew = [c.name for c in plan.cells.values() if again and (not only or c.variant in only)]
     plan.root.mkdir(parents=True, exist_ok=True)
     slots, threads, gpus = divide_machine(parallel, plan)
-    line = _command_line(recipe, changes, seeds, name, runs, keep, lr_check)
-    plain = _command_line(recipe, changes, seeds, name, "runs", None, lr_check)  # for a reader of kept results
-    keeper = None if keep is None else _keeper(Path(keep), plan, recipe, changes, plain)
+    keeper = None if keep is None else _keeper(Path(keep), plan, recipe, changes, name)
     with alone(plan.root), Display(slots, console) as display:
         extra: dict[str, Any] = {} if keeper is None else {"kept": keeper.folder, "on_done": keeper}
         outcome = Runner(plan, display, slots, threads, gpus, command, **extra).run(names, anew)
-    results = collect(plan, outcome.failed, line)
+    line = _command_line(recipe, changes, seeds, name, runs, keep, lr_check)
+    results = collect(plan, outcome.failed, line, changes)
     save(results, plan.root)
     rates = None if lr_check is None else rate_tree(checked, results, lr_check)
     if rates is not None:
@@ -104,7 +106,8 @@ def study(
             save_rates(rates, folder / checked.root.name)
     if results["rows"]:
         write_report(results, plan.root)
-    return StudyResult(plan.root, results, outcome, rates)
+    restart = f"{line} --only {','.join(wanted)}" if wanted else line
+    return StudyResult(plan.root, results, outcome, restart, rates)
 
 
 def plan_study(
@@ -131,14 +134,15 @@ def _resolve(base: str, changes: dict[str, Any]) -> Config:
     return load_config(base, changes).config
 
 
-def _keeper(folder: Path, plan: Plan, recipe: str | Path, overrides: Mapping[str, Any], command: str) -> Keeper:
+def _keeper(folder: Path, plan: Plan, recipe: str | Path, overrides: Mapping[str, Any], name: str | None) -> Keeper:
     """Keeps this study's cells; its kept results go on to hold the seeds that they had."""
     had = (read_json(folder / plan.root.name / RESULTS) or {}).get("seeds", [])
     seeds = sorted({*plan.seeds, *had})
-    if plan.recipe.checks or seeds == list(plan.seeds):
-        return Keeper(folder, plan, plan, command)
-    whole = plan_study(recipe, overrides, seeds, plan.root.parent, plan.root.name)
-    return Keeper(folder, plan, whole, command)
+    whole = plan
+    if not plan.recipe.checks and seeds != list(plan.seeds):
+        whole = plan_study(recipe, overrides, seeds, plan.root.parent, plan.root.name)
+    command = _command_line(recipe, overrides, None, name, "runs", None, None)  # for a reader
+    return Keeper(folder, plan, whole, command, overrides)
 
 
 def rebuild(folder: str | Path) -> Path:
@@ -147,11 +151,30 @@ def rebuild(folder: str | Path) -> Path:
     A folder that holds several studies' folders gets one report of them all, and its README.md.
     """
     place = Path(folder)
-    if holds_studies(place):
-        return write_overview(place)
-    results = load_results(place)
-    save(results, place)
-    return write_report(results, place)
+    several = holds_studies(place)
+    for one in load_studies(place) if several else [""]:
+        save(refreshed(place / one), place / one)
+    return write_overview(place) if several else write_report(load_results(place), place)
+
+
+def refreshed(folder: Path) -> Tree:
+    """A study's results with the words, claims and comparisons that its recipe has today, and with all cells there are.
+
+    As stored where the recipe is gone or no longer describes the stored rows.
+    """
+    results = load_results(folder)
+    changes = {**results.get("overrides", {}), **({"scale": results["scale"]} if results.get("scale") else {})}
+    if results.get("checks"):
+        return results
+    try:
+        plan = plan_study(results["recipe"], changes, results["seeds"], folder.parent, folder.name)
+    except UserError:
+        return results
+    addresses = {(cell.variant, cell.seed): cell.address for cell in plan.cells.values()}
+    if any(addresses.get((row["variant"], row["seed"])) != row["address"] for row in results["rows"]):
+        return results
+    new = collect(plan, results["failed"], results["command"], changes)
+    return {**small_results(new), "folder": results["folder"]}
 
 
 @contextmanager
@@ -207,13 +230,18 @@ def _command_line(
     keep: Any,
     lr_check: float | None,
 ) -> str:
-    words = ["distill", "study", str(recipe), *(f"{k}={v}" for k, v in overrides.items())]
+    words = ["distill", "study", str(recipe), *(f"{k}={_written(v)}" for k, v in overrides.items())]
     words += ["--seeds", str(seeds)] if isinstance(seeds, int) else []
     words += ["--name", name] if name else []
     words += ["--runs", str(runs)] if str(runs) != "runs" else []
     words += ["--keep", str(keep)] if keep is not None else []
     words += ["--lr-check", "--fraction", f"{lr_check:g}"] if lr_check is not None else []
     return shlex.join(words)
+
+
+def _written(value: Any) -> str:
+    """A value as `key=value` takes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def tell(result: StudyResult, console: Console, seconds: float) -> None:
@@ -228,10 +256,9 @@ def tell(result: StudyResult, console: Console, seconds: float) -> None:
         console.print(tail, markup=False, highlight=False)
     for cell in outcome.blocked:
         console.print(f"{cell} was not run: its teacher failed.", highlight=False)
-    again = result.results["command"]
     if outcome.interrupted:
-        console.print(f"Stopped after {clock(seconds)}. Continue with: {again}", markup=False, highlight=False)
+        console.print(f"Stopped after {clock(seconds)}. Continue with: {result.restart}", markup=False, highlight=False)
     elif not result.complete:
-        console.print(f"Put it right, then continue with: {again}", markup=False, highlight=False)
+        console.print(f"Put it right, then continue with: {result.restart}", markup=False, highlight=False)
     if result.results["rows"]:
         console.print(f"{result.folder / RESULTS}\n{result.folder / REPORT}", markup=False, highlight=False)

@@ -15,11 +15,11 @@ STYLES = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow"}
 
 
 def best(results: Tree, column: Column) -> float | None:
-    """The best mean of a score column over variants; None for costs and for a column without values."""
-    if column in COSTS:
+    """The best mean of a score column over variants; None for a column without values or without a better and worse."""
+    if column in COSTS or column.higher_is_better is None:
         return None
     means = [m.mean for v in results["variants"] if (m := mean_of(results, v, column)) is not None]
-    choose = min if column.higher_is_better is False else max
+    choose = max if column.higher_is_better else min
     return choose(means) if means else None
 
 

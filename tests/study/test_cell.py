@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from distill.study.cell import cell_cost, main
+from distill.study.cell import cell_cost, main, teacher_images
 from distill.study.code import code_digest
-from distill.study.columns import CHANCE, COLUMNS, TERMS
+from distill.study.columns import CHANCE, CLAIMED, COLUMNS
 from distill.study.display import Display
-from distill.study.results import value_of
+from distill.study.results import value_of, whole_cost
 from distill.study.run import plan_study
 from distill.study.runner import Runner
 from distill.study.store import is_done, write_json
@@ -63,8 +64,9 @@ def test_what_the_machine_decided_is_recorded(cells: Cells) -> None:
 
 
 def test_every_column_and_baseline_of_the_tables_is_measured(cells: Cells) -> None:
-    for column in [*COLUMNS, *TERMS]:
-        assert value_of(cells["old"], column.key) is not None, column.key
+    row = {**cells["old"], "cost": whole_cost(cells["old"]["cost"])}
+    for column in [*COLUMNS, *CLAIMED]:
+        assert value_of(row, column.key) is not None, column.key
     assert set(CHANCE.values()) <= cells["old"]["metrics"].keys()
     assert set(CHANCE) <= {column.key for column in COLUMNS}
 
@@ -119,6 +121,21 @@ def test_cost_of_a_run_that_logged_nothing(tmp_path: Path, cells: Cells) -> None
     assert (cost["images_per_s"], cost["parameters"], cost["threads"]) == (0.0, 0, 2)
 
 
-def test_code_digest_is_stable() -> None:
-    assert code_digest() == code_digest()
-    assert len(code_digest()) == 12
+def test_code_digest_changes_with_what_trains_or_scores_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr("distill.study.code.find_spec", lambda package: spec if package == "distill" else None)
+    for name in ("training/loop.py", "study/report.py"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("old\n")
+    before = code_digest()
+    assert len(before) == 12
+    (tmp_path / "study" / "report.py").write_text("new\n")
+    assert code_digest() == before
+    (tmp_path / "training" / "loop.py").write_text("new\n")
+    assert code_digest() != before
+
+
+def test_no_images_go_through_a_teacher_whose_targets_have_no_weight(tmp_path: Path, cells: Cells) -> None:
+    content = {**cells["old"]["content"], "teacher.mode": "ema"}
+    assert teacher_images(content, tmp_path) == content["train.steps"] * content["train.batch"]
+    assert teacher_images({**content, "objective.patch.weight": 0.0, "objective.cls.weight": 0.0}, tmp_path) == 0

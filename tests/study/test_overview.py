@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rich.console import Console
 from distill.cli import main
 from distill.study import markdown, runner
 from distill.study.claim_lines import all_claim_lines
+from distill.study.recipe import read_study
 from distill.study.results import load_studies
 from distill.study.run import rebuild, study
 
@@ -80,8 +82,8 @@ def test_markdown_has_claims_scores_and_commands(kept: Path) -> None:
     text = (kept / "README.md").read_text()
     assert "| 2 | all \\| tokens stay level | **not reproduced** | +" in text
     assert "|  | all tokens beat masked ones | **reproduced** | +" in text
-    assert "| 0 ± 5.0 | 2 | duo | Table 3 |" in text
-    assert "| + | 2 | trio | Table 3 |" in text
+    assert "| 0 ± 5.0 | 2 | mIoU final |  | duo | Table 3 |" in text
+    assert "| + | 2 | mIoU final |  | trio | Table 3 |" in text
     assert "`ibotpp`: all tokens" in text
     assert "Test CPU" in text
     assert "`0123456789ab`" in text
@@ -94,7 +96,40 @@ def test_measured_interval_and_verdict_of_a_line(kept: Path) -> None:
     assert change is not None and change.low is not None and change.high is not None
     assert line.measured == f"{100 * change.mean:+.1f}"
     assert line.interval == f"{100 * change.low:+.1f} to {100 * change.high:+.1f}".replace("-", "−")
-    assert line.seeds == 2
+    assert line.seeds == "2"
+
+
+def test_a_claim_on_the_value_path_shows_the_final_tokens_too_and_mixed_precision_is_said(kept: Path) -> None:
+    results = load_studies(kept)["trio"]
+    results["claims"][0]["metric"] = "zeroshot_seg/miou_value"
+    for row in results["rows"]:
+        row["metrics"]["zeroshot_seg/miou_value"] = 0.5
+        row["environment"]["precision"] = "fp32" if row["variant"] == "ibotpp" else "bf16"
+    line = all_claim_lines({"trio": results})[0]
+    final = next(line for line in all_claim_lines(load_studies(kept)) if line.study == "trio")
+    assert line.measured == "+0.0"
+    assert line.final == f"{final.measured} ({final.interval})"
+    assert line.seeds == "2, bf16 against fp32"
+    assert final.final == ""
+
+
+def test_a_report_takes_words_and_cells_from_the_recipe_of_today(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "POLL", 0.01)
+    monkeypatch.setenv("FAKE_STEPS", "1")
+    path = write_recipe(tmp_path)
+    options = {"runs": tmp_path / "runs", "console": Console(file=io.StringIO())}
+    study(path, {"train.accelerator": "cpu"}, command=fake_painter, **options)
+    text = path.read_text()
+    path.write_text(text.replace("all tokens beat masked ones", "all tokens are worth it"))
+    rebuild(tmp_path / "runs")
+    assert "all tokens are worth it" in (tmp_path / "runs" / "README.md").read_text()
+    path.write_text(
+        text.replace("all tokens beat masked ones", "never told").replace("mask.ratio: 0}", "mask.ratio: 0.1}")
+    )
+    rebuild(tmp_path / "runs")  # the stored rows are not those of this recipe
+    assert "all tokens are worth it" in (tmp_path / "runs" / "README.md").read_text()
 
 
 def test_command_line_reports_a_folder_of_studies(kept: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,3 +163,12 @@ def test_the_readmes_claims_are_those_of_the_results(tmp_path: Path) -> None:
     command = f"distill study {KEPT.relative_to(ROOT)} --report --claims README.md"
     assert page.read_text() == (ROOT / "README.md").read_text(), f"run: {command}"
     assert (KEPT / "README.md").read_text() == markdown.readme(load_studies(KEPT), KEPT), f"run: {command}"
+
+
+@pytest.mark.parametrize("name", sorted(load_studies(KEPT)))
+def test_kept_results_have_the_claims_of_their_recipe(name: str) -> None:
+    kept, recipe = load_studies(KEPT)[name], read_study(f"study/{name}")
+    assert kept["claims"] == [asdict(claim) for claim in recipe.claims], (
+        "run: distill study docs/results/study --report"
+    )
+    assert list(kept["variants"]) == list(recipe.variants)

@@ -84,6 +84,13 @@ def test_settings_for_all_variants_hold_in_the_check(play: Play) -> None:
     assert (trial["content"]["train.steps"], trial["eval"]["samples"]) == (40, 32)
 
 
+def test_a_trial_may_be_one_of_the_teachers(edit: Callable[[str, str], Path], play: Play) -> None:
+    text = "  longer: {title: twice as long, set: {train.steps: 80}}\ncompare:\n"
+    path = edit("compare:\n", text)
+    path.write_text(path.read_text().replace("teacher: [teacher.mode", "length: [train.steps], teacher: [teacher.mode"))
+    assert play(lr_check=0.5).complete
+
+
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0])
 def test_a_trial_is_a_part_of_the_training(play: Play, fraction: float) -> None:
     with pytest.raises(UserError, match=r"--fraction .* more than 0 and less than 1"):

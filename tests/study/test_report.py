@@ -14,11 +14,11 @@ from rich.console import Console
 
 from distill.cli import main
 from distill.errors import UserError
-from distill.study.columns import COLUMNS
+from distill.study.columns import COLUMNS, show
 from distill.study.effects import effects_svg
 from distill.study.plots import MASKED, VISIBLE
 from distill.study.report import build_report, notes
-from distill.study.results import Tree, load_results
+from distill.study.results import Tree, load_results, mean_of
 from distill.study.run import StudyResult, rebuild
 from distill.study.table import best, summary_table
 
@@ -177,9 +177,14 @@ def test_table_marks_the_best_and_fits_narrow_terminals(done: Done) -> None:
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(summary_table(done.results, 140))
     wide = console.export_text(styles=True)
-    best = max(r["metrics"]["linear_patch/accuracy"] for r in done.results["rows"])
-    assert best > 0
-    assert re.search(r"\x1b\[1m *\d+\.\d ± \d+\.\d", wide)
+    column = next(c for c in COLUMNS if c.key == "linear_patch/accuracy")
+    means = {v: mean_of(done.results, v, column) for v in done.results["variants"]}
+    texts = {show(column, mean.mean, mean.half) for mean in means.values() if mean}
+    top = best(done.results, column)
+    winner = next(mean for mean in means.values() if mean and mean.mean == top)
+    assert top == max(mean.mean for mean in means.values() if mean)
+    bold = set(re.findall(r"\x1b\[1m *(\d+\.\d ± \d+\.\d)", wide))
+    assert bold & texts == {show(column, winner.mean, winner.half)}
     assert "params" in wide
     console.print(summary_table(done.results, 80))
     assert "params" not in console.export_text()
@@ -217,6 +222,23 @@ def test_effects_are_blue_where_better_and_orange_where_worse_whichever_way_is_b
     assert MASKED in effects_svg(done.results)
     done.results["compare"] = []
     assert effects_svg(done.results) == ""
+
+
+def test_what_is_neither_better_nor_worse_has_no_best_and_no_colour(done: Done) -> None:
+    for row in done.results["rows"]:
+        row["metrics"] = {"locality/global_share_final": 0.2 if row["variant"] == "ibotpp" else 0.4}
+    share = next(c for c in COLUMNS if c.key == "locality/global_share_final")
+    assert best(done.results, share) is None
+    text = build_report(done.results, done.folder)
+    assert "<b>20.0" not in text
+    assert '<td class=" sure">−20.0 ± 0.0</td>' in text
+    assert VISIBLE not in effects_svg(done.results)
+    assert MASKED not in effects_svg(done.results)
+
+
+def test_failed_cells_are_named(done: Done) -> None:
+    done.results["failed"] = {"none-s1": "step 3\nThe patch targets collapsed."}
+    assert "none-s1 failed, so no claim counts it: The patch targets collapsed." in notes(done.results)
 
 
 def test_command_line_rebuilds_and_refuses(done: Done, capsys: pytest.CaptureFixture[str]) -> None:
