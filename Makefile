@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-slow study lint docs clean
+.PHONY: demo test test-slow study study-rates lint docs clean
 
 demo: $(STAMP)
 	$(BIN)/distill study study/demo
@@ -22,6 +22,11 @@ KEPT := docs/results/study
 # What is kept in $(KEPT) is not run again.
 study: $(STAMP)
 	for name in $(STUDIES); do $(BIN)/distill study study/$$name --keep $(KEPT) || exit; done
+	$(BIN)/distill study $(KEPT) --report --claims README.md
+
+# Every arm briefly at half, the same and twice its learning rate (seed 0), into the same report: another 12 hours.
+study-rates: $(STAMP)
+	for name in $(STUDIES); do $(BIN)/distill study study/$$name --lr-check --keep $(KEPT) || exit; done
 	$(BIN)/distill study $(KEPT) --report --claims README.md
 
 lint: $(STAMP)

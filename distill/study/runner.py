@@ -129,8 +129,9 @@ class Runner:
                 self._mark(name, "done", f"shared with {shared}")
         for name in reversed(wanted):  # a student that must run needs its teacher's weights
             teacher = self.plan.cells[name].teacher
-            ready = self.states[name].status == "waiting" and teacher and self.states[teacher].status == "done"
-            if ready and self._weights(self.plan.cells[teacher]) is None:
+            if not teacher or self.states[name].status != "waiting" or self.states[teacher].status != "done":
+                continue
+            if self._weights(self.plan.cells[teacher]) is None:
                 self.display.say(f"{teacher} has a result but no weights, which {name} needs: it is trained again.")
                 self._mark(teacher, "waiting", "")
 
