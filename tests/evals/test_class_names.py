@@ -36,5 +36,8 @@ def test_names_at_their_labels():
     assert [class_list("coco_object")[i] for i in (0, 1, 80)] == ["background", "person", "toothbrush"]
     assert [class_list("coco_stuff")[i] for i in (0, 79, 80, 170)] == ["person", "toothbrush", "banner", "wood"]
     assert [class_list("voc20")[i] for i in (0, 14, 19)] == ["aeroplane", "person", "tvmonitor"]
+    context = class_list("pascal_context59")
+    assert [context[i] for i in (0, 1, 36, 58)] == ["aeroplane", "bag", "person", "wood"]
+    assert list(context) == sorted(context)  # the 459 classes that they are taken from stand in the alphabet's order
     assert class_list("coco_object")[1:] == class_list("coco_stuff")[:80]
     assert list(class_list("imagenet")) == list(IMAGENET_CLASSNAMES)
