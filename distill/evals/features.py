@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from distill.errors import UserError
 from distill.evals.datasets.base import EvalDataset, Example
 
 FITS = ("keep", "square", "short")
@@ -116,16 +117,34 @@ def to_patches(images: Tensor, patch: int) -> Tensor:
 def encode(
     model: Encoder, images: Tensor, values: bool = False, final: bool = True
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """CLS `[B, C, D]`, final patches and value-path patches `[B, h, w, D]`, float32, as asked for; any image size."""
+    """CLS `[B, C, D]`, final patches and value-path patches `[B, h, w, D]`, float32, as asked for; any image size.
+
+    Raises UserError for features that are not finite.
+    """
     images = to_patches(images, model.image.patch)
+    patches = value_patches = None
     if values and not final:
         cls, value_patches = model.encode_image(images, values=True)
-        return cls.float(), None, value_patches.float()
-    if not values:
+    elif values:
+        cls, patches, value_patches = encode_both(model, images)
+    else:
         cls, patches = model.encode_image(images)
-        return cls.float(), patches.float(), None
-    cls, patches, value_patches = encode_both(model, images)
-    return cls.float(), patches.float(), value_patches.float()
+    return (
+        finite("images", cls),
+        None if patches is None else finite("images", patches),
+        None if value_patches is None else finite("images", value_patches),
+    )
+
+
+def finite(of: str, features: Tensor) -> Tensor:
+    """The features as float32; UserError where one is NaN or infinite: nothing can be compared with it."""
+    features = features.float()
+    if not features.isfinite().all():
+        raise UserError(
+            f"The model's features of {of} are not all finite numbers (there is NaN or infinity in them), so they "
+            f"cannot be scored. Check its weights; where training diverged, take an earlier checkpoint."
+        )
+    return features
 
 
 def encode_parts(
@@ -156,7 +175,10 @@ def encode_layers(model: Encoder, images: Tensor, blocks: Iterable[int]) -> dict
     images = to_patches(images, model.image.patch)
     grid = model.image.grid(*images.shape[-2:])
     outputs = model.image.layers(images, wanted)
-    return {at: (cls.float(), patches.float().unflatten(1, grid)) for at, (cls, patches) in zip(wanted, outputs)}
+    return {
+        at: (finite("images", cls), finite("images", patches).unflatten(1, grid))
+        for at, (cls, patches) in zip(wanted, outputs)
+    }
 
 
 def run_pass(

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import unknown
-from distill.evals.features import Encoder
+from distill.evals.features import Encoder, finite
 
 TEXTS_PER_BATCH = 256
 
@@ -38,10 +38,13 @@ class TextCache:
         self._classes: dict[tuple, Tensor] = {}
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """L2-normalised features `[len(texts), D]` float32; equal texts get bit-equal rows."""
+        """L2-normalised features `[len(texts), D]` float32; equal texts get bit-equal rows.
+
+        Raises UserError for features that are not finite.
+        """
         distinct = list(dict.fromkeys(texts))
         parts = [distinct[at : at + TEXTS_PER_BATCH] for at in range(0, len(distinct), TEXTS_PER_BATCH)]
-        features = torch.cat([F.normalize(self.model.encode_text(part).float(), dim=-1) for part in parts])
+        features = torch.cat([F.normalize(finite("texts", self.model.encode_text(part)), dim=-1) for part in parts])
         row = {text: at for at, text in enumerate(distinct)}
         return features[[row[text] for text in texts]]
 

@@ -127,18 +127,11 @@ def cls_features(cls: Tensor) -> dict[str, Tensor]:
     return named
 
 
-def image_to_text(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, float]:
-    """Recall at RANKS. images `[N, D]` and texts `[T, D]` of unit length; owner `[T]`: each text's image."""
-    return {k: float(hits.mean()) for k, hits in image_hits(images, texts, owner).items()}
-
-
-def text_to_image(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, float]:
-    """Recall at RANKS; arguments as in `image_to_text`."""
-    return {k: float(hits.mean()) for k, hits in text_hits(images, texts, owner).items()}
-
-
 def image_hits(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, Tensor]:
-    """Of each image `[N]`, float64: how probably one of its captions is among the first k."""
+    """Of each image `[N]`, float64: how probably one of its captions is among the first k of RANKS.
+
+    images `[N, D]` and texts `[T, D]` of unit length; owner `[T]`: each text's image.
+    """
     hits: dict[int, list[Tensor]] = {k: [] for k in RANKS}
     similarity = _Similarity(texts)
     for start in range(0, len(images), ROWS):
@@ -153,7 +146,7 @@ def image_hits(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, Tensor
 
 
 def text_hits(images: Tensor, texts: Tensor, owner: Tensor) -> dict[int, Tensor]:
-    """Of each caption `[T]`, float64: how probably its image is among the first k."""
+    """Of each caption `[T]`, float64: how probably its image is among the first k; arguments as in `image_hits`."""
     hits: dict[int, list[Tensor]] = {k: [] for k in RANKS}
     similarity = _Similarity(images)
     for start in range(0, len(texts), ROWS):
@@ -180,12 +173,14 @@ def hit_probability(above: Tensor, own: Tensor, others: Tensor, k: int) -> Tenso
     """Chance that one of `own` right entries comes among the first k, float64.
 
     `above` wrong entries stand in front; the `own` right and `others` wrong ones are equal and in random order:
-    1 - C(others, r) / C(own + others, r) with r = k - above places left.
+    1 - C(others, r) / C(own + others, r) with r = k - above places left. Without right entries, or with a count below
+    0 (scores that equal nothing, not even themselves), there is no hit.
     """
     places = (k - above).clamp(min=0).double()
     own, others = own.double(), others.double()
     none = torch.exp(_log_choose(others, places) - _log_choose(own + others, places))
-    return torch.where(places > others, torch.ones_like(none), 1 - none)
+    sure = torch.where(places > others, torch.ones_like(none), 1 - none)
+    return torch.where((own > 0) & (others >= 0), sure, torch.zeros_like(none))
 
 
 def _log_choose(n: Tensor, r: Tensor) -> Tensor:

@@ -10,11 +10,19 @@ from torchmetrics.retrieval import RetrievalHitRate
 
 from distill.errors import UserError
 from distill.evals import retrieval
-from distill.evals.retrieval import RANKS, cls_features, hit_probability, image_to_text, text_to_image
+from distill.evals.retrieval import RANKS, cls_features, hit_probability, image_hits, text_hits
 
 
 def unit(count, width=6, seed=0):
     return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+def image_to_text(images, texts, owner):
+    return {k: float(hits.mean()) for k, hits in image_hits(images, texts, owner).items()}
+
+
+def text_to_image(images, texts, owner):
+    return {k: float(hits.mean()) for k, hits in text_hits(images, texts, owner).items()}
 
 
 def naive(images, texts, owner):
@@ -63,6 +71,25 @@ def test_ties_count_as_all_orders_of_them_do_on_average(above, own, others, k):
     expected = np.mean([any(([0] * above + list(order))[:k]) for order in orders])
     found = hit_probability(*(torch.tensor([v]) for v in (above, own, others)), k)
     assert found.item() == pytest.approx(expected)
+
+
+def test_scores_that_equal_nothing_are_no_hits():
+    images, texts = torch.full((3, 4), torch.nan), unit(3, 4)
+    for hits in (image_hits(images, texts, torch.arange(3)), text_hits(images, texts, torch.arange(3))):
+        assert all(value.eq(0).all() for value in hits.values())
+    assert hit_probability(torch.tensor([0]), torch.tensor([1]), torch.tensor([-1]), 1).item() == 0
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("side", ["images", "texts"])
+def test_features_that_are_not_finite_are_refused(stub, arrays, paint, names, bad, side):
+    images = [paint(np.full((4, 4), at % 5), 4) for at in range(6)]
+    model, broken = stub(torch.eye(5)), torch.eye(5)
+    broken[2, 3] = bad
+    method = "encode_image" if side == "images" else "encode_text"
+    setattr(model, method, getattr(stub(broken), method))
+    with pytest.raises(UserError, match=rf"features of {side} are not all finite.*earlier checkpoint"):
+        retrieval.run(model, arrays(images, captions=[{"web": [f"a {name}"]} for name in [*names, "cat"]]))
 
 
 def test_a_collapsed_model_gets_chance(stub, arrays, paint):
