@@ -44,6 +44,10 @@ class Benchmark(ABC):
         """Names of the classes in the order of the labels, and what prompts say for them."""
         return [], []
 
+    def answers(self, root: Path, split: str) -> list[int]:
+        """The classes that an image's label can be in this split; empty: every class."""
+        return []
+
     def open(
         self,
         where: Path,
@@ -71,6 +75,7 @@ class Benchmark(ABC):
             size or self.size,
             class_names=classes,
             prompt_names=prompt_names,
+            label_classes=self.answers(root, split),
             ignore=IGNORE,
             prompts=self.prompts,
             caption_fields=list(items[0].captions or {}),

@@ -1,12 +1,13 @@
 """ImageNet-1k and its variants (`imagenet:ROOT`), class folders named by WordNet id or by label.
 
     {train,val}/n01440764/*.JPEG                  ILSVRC 2012 as everybody unpacks it
-    ILSVRC/Data/CLS-LOC/val/*.JPEG                with ILSVRC/LOC_val_solution.csv: Kaggle's archive as it is
+    ILSVRC/Data/CLS-LOC/{train/n01440764,val}/    with LOC_val_solution.csv beside ILSVRC/: Kaggle's archive as it is
     n01440764/*.jpg                               ImageNet-A, ImageNet-R, ImageNet-Sketch: the root itself
     0/*.jpeg ... 999/*.jpeg                       ImageNetV2: folders named by label
 
 Classes: the 1,000 in the order of their sorted WordNet ids, with CLIP's names. Where only some WordNet ids have a
-folder (A and R: 200), only those are answers, as these variants are scored. ImageNetV2 has all 1,000.
+folder in any split (A and R: 200), only those are classes; those with a folder in the evaluated split are its answers,
+as these variants are scored. ImageNetV2 has all 1,000.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def wordnet_ids() -> dict[str, int]:
 
 class ImageNet(Benchmark):
     kind = "imagenet"
-    expected = f"val/ and train/ with folders named n01440764 ..., or such folders, or {KAGGLE}/val with {SOLUTION}"
+    expected = (
+        f"val/ and train/ with folders named n01440764 ..., or such folders, or ILSVRC/{KAGGLE}/val with {SOLUTION}"
+    )
     inside = ("ILSVRC",)
     split, fitted, prompts = "val", "train", "clip80"
 
@@ -57,7 +60,7 @@ class ImageNet(Benchmark):
         return [name for name in ("train", "val") if _folder(root, name)]
 
     def items(self, root: Path, split: str) -> Sequence[Item]:
-        labels = {label: at for at, label in enumerate(self._labels(root, split))}
+        labels = {label: at for at, label in enumerate(self._classes(root))}
 
         def make(entry: tuple[Path, int]) -> Item:
             path, label = entry
@@ -69,32 +72,42 @@ class ImageNet(Benchmark):
     def names(self, root: Path, split: str) -> tuple[list[str], list[str]]:
         prompts = class_list("imagenet")
         often, ids = Counter(prompts), list(wordnet_ids())
-        chosen = self._labels(root, split)
+        chosen = self._classes(root)
         names = [f"{prompts[at]} ({ids[at]})" if often[prompts[at]] > 1 else prompts[at] for at in chosen]
         return names, [prompts[at] for at in chosen]
 
-    def _labels(self, root: Path, split: str) -> list[int]:
-        """The labels that are answers, ascending."""
-        folder = _folder(root, split)
-        assert folder is not None
-        known = [wordnet_ids()[name] for name in _class_folders(folder) if name in wordnet_ids()]
-        return sorted(known) if known else list(range(len(wordnet_ids())))
+    def answers(self, root: Path, split: str) -> list[int]:
+        position = {label: at for at, label in enumerate(self._classes(root))}
+        return [position[label] for label in _labels(root, split)]
+
+    def _classes(self, root: Path) -> list[int]:
+        """The labels of all splits, ascending, so that a class is the same one in each."""
+        return sorted({label for split in self.splits(root) for label in _labels(root, split)})
+
+
+def _labels(root: Path, split: str) -> list[int]:
+    """The labels that are answers in a split, ascending."""
+    folder = _folder(root, split)
+    assert folder is not None
+    known = [wordnet_ids()[name] for name in _class_folders(folder) if name in wordnet_ids()]
+    return sorted(known) if known else list(range(len(wordnet_ids())))
 
 
 def _folder(root: Path, split: str) -> Path | None:
     """Where the images of a split are."""
     candidates = [root] if split == "all" else [root / split, root / KAGGLE / split]
-    return next((path for path in candidates if path.is_dir() and (_class_folders(path) or _solution(root))), None)
+    solved = split == "val" and _solution(root) is not None
+    return next((path for path in candidates if path.is_dir() and (solved or _class_folders(path))), None)
 
 
 def _solution(root: Path) -> Path | None:
-    file = root / SOLUTION
-    return file if file.is_file() else None
+    """Kaggle's answers: beside ILSVRC/, or in it."""
+    return next((path for path in (root / SOLUTION, root.absolute().parent / SOLUTION) if path.is_file()), None)
 
 
 def _class_folders(root: Path) -> list[str]:
     """Names of the folders that are classes, sorted."""
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and _label(path.name) is not None)
+    return sorted(path.name for path in root.iterdir() if _label(path.name) is not None and path.is_dir())
 
 
 def _label(name: str) -> int | None:
@@ -118,7 +131,8 @@ def _labelled(root: Path, split: str) -> Iterator[tuple[Path, int]]:
 
 def _solved(root: Path, folder: Path) -> Iterator[tuple[Path, int]]:
     """Kaggle's flat folder: rows `ImageId,PredictionString`, the latter `n01440764 x y x y ...`."""
-    file = root / SOLUTION
+    file = _solution(root)
+    assert file is not None
     with file.open(encoding="utf-8", newline="") as stream:
         for row in csv.DictReader(stream):
             label = wordnet_ids().get(row["PredictionString"].split()[0])

@@ -206,6 +206,15 @@ def test_imagenet(tmp_path):
     assert dataset.train().label(0) == 0
 
 
+def test_imagenets_labels_are_the_same_classes_in_every_split(tmp_path):
+    for split, wordnet in (("val", SHARK), ("val", JUNCO), ("train", TENCH), ("train", SHARK)):
+        photo(tmp_path / f"{split}/{wordnet}/x.JPEG")
+    dataset = open_dataset(f"imagenet:{tmp_path}")
+    assert dataset.class_names == dataset.train().class_names == ["tench", "great white shark", "junco"]
+    assert [dataset.label(i) for i in range(2)] == dataset.label_classes == [1, 2]
+    assert [dataset.train().label(i) for i in range(2)] == dataset.train().label_classes == [0, 1]
+
+
 def test_imagenets_variants(tmp_path):
     """A root of WordNet folders scores these classes only; folders named by label stand for all 1,000."""
     for wordnet in (JUNCO, TENCH):
@@ -220,16 +229,22 @@ def test_imagenets_variants(tmp_path):
     assert v2.class_names[v2.prompt_names.index("missile")].startswith("missile (n")
 
 
-def test_imagenet_as_kaggle_ships_it(tmp_path):
+def test_imagenet_as_kaggle_ships_it(tmp_path, monkeypatch):
     root = tmp_path / "ILSVRC"
     for number in (1, 2):
         photo(root / f"Data/CLS-LOC/val/ILSVRC2012_val_0000000{number}.JPEG")
     rows = [["ImageId", "PredictionString"], ["ILSVRC2012_val_00000001", f"{SHARK} 1 2 3 4 "]]
     rows.append(["ILSVRC2012_val_00000002", f"{JUNCO} 1 2 3 4 {JUNCO} 5 6 7 8"])
-    with (root / "LOC_val_solution.csv").open("w", newline="") as file:
+    with (tmp_path / "LOC_val_solution.csv").open("w", newline="") as file:  # beside ILSVRC/, not in it
         csv.writer(file).writerows(rows)
-    dataset = open_dataset(f"imagenet:{tmp_path}")
-    assert [dataset.label(i) for i in range(2)] == [2, 13] and len(dataset.class_names) == 1000
+    photo(root / f"Data/CLS-LOC/train/{SHARK}/{SHARK}_1.JPEG")
+    (root / "Data/CLS-LOC/test").mkdir()
+    for where in (tmp_path, root):
+        dataset = open_dataset(f"imagenet:{where}")
+        assert [dataset.label(i) for i in range(2)] == [2, 13] and len(dataset.class_names) == 1000
+        assert [dataset.train().label(i) for i in range(len(dataset.train()))] == [2]
+    monkeypatch.chdir(root)
+    assert len(open_dataset("imagenet:.")) == 2
 
 
 @pytest.mark.parametrize(
