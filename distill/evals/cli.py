@@ -120,7 +120,10 @@ def _compare(args: argparse.Namespace) -> int:
     from distill.evals.report import show_comparison
 
     first, second = map(Path, args.compare)
-    show_comparison(compare_files(first, second), first.stem, second.stem)
+    found = compare_files(first, second)
+    show_comparison(found.lines, first.stem, second.stem)
+    for reason in found.refused:
+        print(f"left out: {reason}")
     return 0
 
 

@@ -33,13 +33,29 @@ class Line:
     difference_interval: Interval | None  # of second minus first, over the same images
 
 
-def compare_files(first: Path, second: Path) -> list[Line]:
-    """The headline metrics of tasks that both files have; UserError when there is none."""
+@dataclass(frozen=True)
+class Comparison:
+    """What can be compared of two files, and why the rest cannot: one sentence a task."""
+
+    lines: list[Line]
+    refused: list[str]
+
+
+def compare_files(first: Path, second: Path) -> Comparison:
+    """The headline metrics of tasks that both files have; UserError when none of these can be compared."""
     one, two = read_results(first)["results"], read_results(second)["results"]
     both = [label for label in one if label in two]
     if not both:
         raise UserError(f"{first} ({', '.join(one)}) and {second} ({', '.join(two)}) have no task in common.")
-    return [line for label in both for line in compare_results(label, one[label], two[label])]
+    found = Comparison([], [])
+    for label in both:
+        try:
+            found.lines.extend(compare_results(label, one[label], two[label]))
+        except UserError as error:
+            found.refused.append(str(error))
+    if len(found.refused) == len(both):
+        raise UserError(" ".join(found.refused))
+    return found
 
 
 def compare_results(label: str, one: dict[str, Any], two: dict[str, Any]) -> list[Line]:

@@ -183,7 +183,7 @@ class ZeroShotSegmentation(Task):
         }
         protocol = self.protocol(classes=list(dataset.prompt_names), ignore=dataset.ignore)
         if self.backdrop is not None:
-            protocol["temperature"] = self.temperature
+            details["temperature"] = self.temperature  # the model's own: no part of how it is measured
         per_image = {f"miou_{kind}": iou_samples(of_image) for kind, of_image in self.overlaps.items()}
         return Outcome(metrics, protocol, counts, details, per_image)
 

@@ -158,6 +158,13 @@ def test_compare(model_file, tiny_model, tmp_path, capsys):
         assert word in printed
     assert main(["eval", "--compare", str(first), str(third)]) == 2
     assert "knn: the first has dataset 'scenes:32 test', the second 'scenes:40 test'" in capsys.readouterr().err
+    content = json.loads(second.read_text())
+    content["results"]["knn"]["protocol"]["k"] = [4]
+    (tmp_path / "d.json").write_text(json.dumps(content))
+    assert main(["eval", "--compare", str(first), str(tmp_path / "d.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "miou_value" in printed and "top1_cls1" not in printed
+    assert "left out: knn: the first has protocol k = [3], the second [4], so the two cannot be compared." in printed
     assert main(["eval", "--compare", str(first), str(tmp_path / "none.json")]) == 2
     assert "No such file" in capsys.readouterr().err
     assert main(["eval", "x", "--compare", str(first), str(second)]) == 2

@@ -200,13 +200,15 @@ def test_a_background_below_a_threshold(stub, arrays, paint):
     result = zeroshot_seg.run(model, dataset, background="threshold")
     assert not any("cat" in text for text in model.texts)
     assert result.metrics["miou_final"] > 0.9 and result.counts["classes"] == 5
-    assert result.protocol["temperature"] == pytest.approx(0.1) and result.protocol["threshold"] == 0.5
+    assert result.details["temperature"] == pytest.approx(0.1) and result.protocol["threshold"] == 0.5
     as_class = zeroshot_seg.run(stub(torch.eye(5), patch=4), dataset)
-    assert as_class.metrics["miou_final"] == 1 and "temperature" not in as_class.protocol
+    assert as_class.metrics["miou_final"] == 1 and "temperature" not in as_class.details
     nothing = zeroshot_seg.run(model, dataset, background="threshold", threshold=1.0)
     assert nothing.details["iou_final"]["dog"] == 0 and nothing.details["iou_final"]["background"] == 0.5
     slide = zeroshot_seg.run(model, dataset, background="threshold", mode="slide", window=16, stride=8)
     assert slide.metrics["miou_final_slide"] > 0.9
+    model.temperature = torch.tensor(0.05)  # another model's: the two can be compared
+    assert zeroshot_seg.run(model, dataset, background="threshold").protocol == result.protocol
 
 
 def test_the_threshold_is_on_the_share_of_a_softmax_over_the_temperature(stub, arrays, paint):
