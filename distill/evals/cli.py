@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
     if batch < 1:
         raise UserError(f"--batch {batch}: it must be at least 1.")
 
-    from distill.evals.published import beside
+    from distill.evals.published import beside, variant_for
     from distill.evals.report import model_hash, show_table, versions
     from distill.evals.store import Store
     from distill.evals.suite import run_suite
@@ -104,7 +104,8 @@ def main(args: argparse.Namespace) -> int:
     there = run_suite(model, suite.requests, store, samples=samples, size=size, batch=batch)
     results = {label: store.results[label] for label in suite.requests}
     print(opened.facts.line())
-    show_table(results, beside(opened.facts, results))
+    nearest = None if opened.facts.variant else variant_for(opened.facts)
+    show_table(results, beside(opened.facts, results), nearest)
     if there:
         print(f"taken from {target}, where they were finished: {', '.join(there)} (--again runs them again)")
     if target is not None:

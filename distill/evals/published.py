@@ -1,9 +1,12 @@
-"""What the papers report for the released models, to print beside a measurement of the same thing."""
+"""What the papers report for the released models, to print beside a measurement of the same thing.
+
+A model trained here has no numbers of its own: beside it stand those of the released model nearest in size.
+"""
 
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +16,8 @@ from typing import Any
 from distill.models.sources.base import SourceFacts
 
 NOT_THE_SAME = ("_slide", "_chance", "_constant")
-_KIND = re.compile(r"\w+")
+MILLIONS = {"S": 22, "B": 86, "L": 303, "So400m": 412, "g": 1136}  # image parameters of the released sizes
+TRAINED_HERE = "run"  # kind of a source
 
 
 @dataclass(frozen=True)
@@ -22,27 +26,43 @@ class Published:
 
     task: str
     benchmark: str  # as datasets are called here: ade20k, flickr30k, ...
+    split: str  # the one that was scored, as it is called here
     metric: str
     value: float  # shares in [0, 1], other metrics in their own unit
     source: str
 
 
+def variant_for(facts: SourceFacts) -> str | None:
+    """The released model whose numbers are shown: `facts`'s own; for one trained here the nearest; else none."""
+    if facts.variant is not None or facts.kind != TRAINED_HERE:
+        return facts.variant
+    return min(_table(), key=lambda name: (_distance(name, facts.image_parameters), not name.startswith("TIPSv2")))
+
+
+def _distance(variant: str, parameters: int) -> float:
+    """How far apart two sizes are, by their ratio."""
+    size = variant.split()[1].partition("/")[0]
+    return abs(math.log(max(parameters, 1) / (MILLIONS[size] * 1e6)))
+
+
 def published(facts: SourceFacts) -> dict[str, list[Published]]:
-    """The published numbers of the released model that `facts` describe, by task; empty for any other model."""
+    """The published numbers of the released model that `variant_for` names, by task; empty where it names none."""
     found: dict[str, list[Published]] = {}
-    for row in _table().get(facts.variant or "", []):
+    for row in _table().get(variant_for(facts) or "", []):
         found.setdefault(row.task, []).append(row)
     return found
 
 
 def beside(facts: SourceFacts, results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Published]:
-    """The published numbers that `results` (`TaskResult.as_dict` by label) measure too, by label and metric of ours."""
+    """The published numbers that `results` (`TaskResult.as_dict` by label) measure too, by label and metric of ours.
+
+    A benchmark is the same when its kind and its split are.
+    """
     known = published(facts)
     found: dict[tuple[str, str], Published] = {}
     for label, result in results.items():
-        kind = _KIND.match(result["dataset"])
         for row in known.get(result["task"], ()):
-            if kind is not None and row.benchmark == kind[0]:
+            if result["dataset"] == f"{row.benchmark} {row.split}":
                 found |= {(label, name): row for name in result["metrics"] if _measures(name, row.metric)}
     return found
 

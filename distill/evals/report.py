@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 
 def show_table(
-    results: Mapping[str, Mapping[str, Any]], paper: Mapping[tuple[str, str], Published] | None = None
+    results: Mapping[str, Mapping[str, Any]],
+    paper: Mapping[tuple[str, str], Published] | None = None,
+    nearest: str | None = None,
 ) -> None:
     """Prints the headline metrics of each result (`TaskResult.as_dict`), by label.
 
-    `paper`: published numbers of the same model by label and metric; where there are any, they get a column.
+    `paper`: published numbers by label and metric; where there are any, they get a column. They are of the same model,
+    or of the variant `nearest` to it.
     """
     from rich.console import Console
     from rich.table import Table
@@ -34,7 +37,8 @@ def show_table(
     table.add_column("value", justify="right", no_wrap=True)
     if paper:
         table.add_column("paper", justify="right", no_wrap=True)
-        table.caption = "paper: " + "; ".join(sorted({row.source for row in paper.values()}))
+        whose = f"paper's numbers for the nearest variant, {nearest}" if nearest else "paper"
+        table.caption = f"{whose}: " + "; ".join(sorted({row.source for row in paper.values()}))
     for label, result in results.items():
         task = find_task(result["task"])
         names = [name for name in task.headline if name in result["metrics"]]

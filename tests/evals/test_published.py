@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from distill.evals.published import beside, published
+from distill.evals.published import beside, published, variant_for
+from distill.evals.report import show_table
+from distill.evals.requests import read_suite
 from distill.evals.results import TaskResult
 from distill.models import official_variants
 from distill.models.arch import Arch
@@ -43,11 +45,13 @@ def test_every_released_model_has_some():
 def test_ours_stand_beside_theirs_on_the_same_benchmark_only():
     results = {
         "zeroshot_seg@ade": result(
-            "zeroshot_seg", "ade20k val", miou_value=0.2312, miou_value_slide=0.24, miou_final=0.1
+            "zeroshot_seg", "ade20k validation", miou_value=0.2312, miou_value_slide=0.24, miou_final=0.1
         ),
         "retrieval": result("retrieval", "folder:/data/flickr30k", i2t_r1_cls2=0.9),
         "depth": result("depth", "nyuv2 test", rmse=0.3456, rmse_constant=1.2),
         "knn": result("knn", "imagenet val", top1_cls1=0.8, top1_constant=0.001),
+        "zeroshot_seg@train": result("zeroshot_seg", "ade20k training", miou_value=0.25),
+        "knn@sketch": result("knn", "imagenet all", top1_cls1=0.6),  # also -A, -R and V2
     }
     found = {key: (row.value, row.source[-8:]) for key, row in beside(FACTS, results).items()}
     assert found == {
@@ -57,6 +61,25 @@ def test_ours_stand_beside_theirs_on_the_same_benchmark_only():
         ("knn", "top1_cls1"): (0.825, "table 15"),
     }
     assert beside(replace(FACTS, variant=None), results) == {}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "variant"),
+    [(1e5, "TIPS S/14"), (22e6, "TIPS S/14"), (86e6, "TIPSv2 B/14"), (310e6, "TIPSv2 L/14"), (9e9, "TIPSv2 g/14")],
+)
+def test_beside_a_model_trained_here_stands_the_nearest_in_size(parameters, variant, capsys):
+    ours = replace(FACTS, kind="run", variant=None, image_parameters=int(parameters))
+    assert variant_for(ours) == variant and published(ours) == published(replace(FACTS, variant=variant))
+    assert variant_for(replace(ours, kind="timm")) is None and variant_for(FACTS) == "TIPSv2 L/14"
+    results = {"knn": result("knn", "imagenet val", top1_cls1=0.8)}
+    results["knn"]["counts"] = {"images": 50_000}
+    show_table(results, beside(ours, results), variant)
+    assert f"paper's numbers for the nearest variant, {variant}:" in " ".join(capsys.readouterr().out.split())
+
+
+def test_depth_is_measured_where_the_paper_measures_it():
+    suite = read_suite(["eval/paper_image"], data="/data")
+    assert suite.requests["depth@nyuv2"].options == {"crop": "eigen"}
 
 
 def test_the_table_is_whole():
@@ -79,5 +102,5 @@ def test_every_number_is_of_a_benchmark_and_a_metric_that_there_are():
 
     for rows in json.loads(resources.files("distill.evals").joinpath("published.json").read_text()).values():
         for row in rows:
-            assert row["benchmark"] in BENCHMARKS
+            assert row["split"] == BENCHMARKS[row["benchmark"]].split
             assert any(_measures(name, row["metric"]) for name in find_task(row["task"]).headline), row
