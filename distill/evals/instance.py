@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import UserError
 from distill.evals.datasets.base import LABELS, TRAIN, EvalDataset
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs
+from distill.evals.labelled import Labelled
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
 
@@ -46,23 +46,17 @@ class InstanceOptions(TaskOptions):
         choice("instance", "fit", self.fit, FITS)
 
 
-class _Images:
-    """Unit features by name, labels and domains of the images that have a label."""
+class _Images(Labelled):
+    """With the domains of the images."""
 
     def __init__(self) -> None:
-        self.parts: dict[str, list[Tensor]] = {}
-        self.labels: list[int] = []
+        super().__init__()
         self.domains: list[str] = []
 
-    def add(self, batch: Batch) -> None:
-        assert batch.cls is not None and batch.patches is not None
-        kept = [at for at, example in enumerate(batch.examples) if example.label is not None]
-        self.labels += [example.label for example in batch.examples if example.label is not None]
+    def add(self, batch: Batch) -> list[int]:
+        kept = super().add(batch)
         self.domains += [batch.examples[at].domain or ONE_DOMAIN for at in kept]
-        named = {f"cls{at + 1}": batch.cls[:, at] for at in range(batch.cls.shape[1])}
-        named["patches"] = batch.patches.mean((1, 2))
-        for name, feature in named.items():
-            self.parts.setdefault(name, []).append(F.normalize(feature[kept], dim=-1))
+        return kept
 
     def of(self, domain: str) -> tuple[Tensor, Tensor]:
         """Positions and labels of a domain's images, `[n]` each."""
@@ -125,8 +119,8 @@ class InstanceRetrieval(Task):
         if not asked.any():
             return {}, 0, left_out
         scores = {}
-        for name, parts in self.queries.parts.items():
-            queries, index = torch.cat(parts)[at], torch.cat(searched.parts[name])[others]
+        for name in self.queries.parts:
+            queries, index = self.queries.features(name)[at], searched.features(name)[others]
             found = theirs[nearest(queries, index, itself)]
             scores[f"recall1_{name}"] = float((found == labels)[asked].float().mean())
         share = matches[asked].double() / (len(others) - int(itself))

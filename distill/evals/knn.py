@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import UserError
 from distill.evals.datasets.base import LABELS, TRAIN, EvalDataset
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs
+from distill.evals.labelled import Labelled
 from distill.evals.per_image import mean_samples
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
@@ -43,34 +43,6 @@ class NeighbourOptions(TaskOptions):
         choice("knn", "fit", self.fit, FITS)
 
 
-class _Memory:
-    """Features by name and labels of the images that have one."""
-
-    def __init__(self) -> None:
-        self.parts: dict[str, list[Tensor]] = {}
-        self.labels: list[int] = []
-        self.indices: list[int] = []  # of the images with a label
-        self.without = 0
-
-    def add(self, batch: Batch) -> None:
-        assert batch.cls is not None and batch.patches is not None
-        labels = [example.label for example in batch.examples]
-        kept = [at for at, label in enumerate(labels) if label is not None]
-        self.without += len(labels) - len(kept)
-        self.labels += [label for label in labels if label is not None]
-        self.indices += [batch.examples[at].index for at in kept]
-        named = {f"cls{at + 1}": batch.cls[:, at] for at in range(batch.cls.shape[1])}
-        named["patches"] = batch.patches.mean((1, 2))
-        for name, feature in named.items():
-            self.parts.setdefault(name, []).append(F.normalize(feature[kept], dim=-1))
-
-    def features(self, name: str) -> Tensor:
-        return torch.cat(self.parts[name])  # [N, D]
-
-    def targets(self, name: str) -> Tensor:
-        return torch.tensor(self.labels, device=self.parts[name][0].device)  # [N]
-
-
 class NearestNeighbours(Task):
     name = "knn"
     requires = (LABELS, TRAIN)
@@ -79,7 +51,7 @@ class NearestNeighbours(Task):
 
     def __init__(self, context: Context, options: NeighbourOptions):
         super().__init__(context, options)
-        self.train, self.test = _Memory(), _Memory()
+        self.train, self.test = Labelled(), Labelled()
 
     @property
     def needs(self) -> Needs:
