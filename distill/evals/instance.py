@@ -1,8 +1,9 @@
 """Instance retrieval: the nearest image should show the same instance.
 
 Protocol (UnED, Ypsilantis et al. 2023, as the paper's Table 7 uses it): features of the frozen model, unit length; an
-image counts when the nearest image of the index, by cosine, has its label (recall@1). The index holds images of the
-same domain only; the score is the mean over domains, each counting alike. A dataset without domains is one domain.
+image counts when the nearest image of the index, by cosine, has its label, or any of its labels (recall@1). The index
+holds images of the same domain only; the score is the mean over domains, each counting alike. A dataset without domains
+is one domain.
 
 - `index=train`: queries are the evaluated split, the index is the train split (UnED: test and index). A domain of which
   the train split has no image is searched as with `index=rest` (five of UnED's eight).
@@ -47,21 +48,27 @@ class InstanceOptions(TaskOptions):
 
 
 class _Images(Labelled):
-    """With the domains of the images."""
+    """With the domains of the images, and all their labels."""
 
     def __init__(self) -> None:
         super().__init__()
         self.domains: list[str] = []
+        self.all_labels: list[tuple[int, ...]] = []
 
     def add(self, batch: Batch) -> list[int]:
         kept = super().add(batch)
         self.domains += [batch.examples[at].domain or ONE_DOMAIN for at in kept]
+        examples = [batch.examples[at] for at in kept]
+        self.all_labels += [(example.label, *example.also) for example in examples if example.label is not None]
         return kept
 
     def of(self, domain: str) -> tuple[Tensor, Tensor]:
-        """Positions and labels of a domain's images, `[n]` each."""
-        at = torch.tensor([i for i, name in enumerate(self.domains) if name == domain], dtype=torch.int64)
-        return at, torch.tensor(self.labels)[at]
+        """Positions `[n]` of a domain's images, and their labels `[n, L]`, filled up with the first."""
+        at = [i for i, name in enumerate(self.domains) if name == domain]
+        chosen = [self.all_labels[i] for i in at]
+        most = max(map(len, chosen), default=1)
+        filled = [labels + labels[:1] * (most - len(labels)) for labels in chosen]
+        return torch.tensor(at, dtype=torch.int64), torch.tensor(filled)
 
 
 class InstanceRetrieval(Task):
@@ -113,7 +120,7 @@ class InstanceRetrieval(Task):
         searched = self.index if domain in self.index.domains else self.queries
         others, theirs = searched.of(domain)
         itself = searched is self.queries
-        matches = torch.stack([(theirs == label).sum() for label in labels]) - int(itself)  # [n]
+        matches = torch.stack([shared(theirs, own).sum() for own in labels]) - int(itself)  # [n]
         asked = matches > 0
         left_out = int((~asked).sum())
         if not asked.any():
@@ -122,7 +129,7 @@ class InstanceRetrieval(Task):
         for name in self.queries.parts:
             queries, index = self.queries.features(name)[at], searched.features(name)[others]
             found = theirs[nearest(queries, index, itself)]
-            scores[f"recall1_{name}"] = float((found == labels)[asked].float().mean())
+            scores[f"recall1_{name}"] = float(shared(found, labels)[asked].float().mean())
         share = matches[asked].double() / (len(others) - int(itself))
         scores["recall1_chance"] = float(share.mean())
         return scores, int(asked.sum()), left_out
@@ -131,6 +138,11 @@ class InstanceRetrieval(Task):
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
     """Instance retrieval on `dataset` with `InstanceOptions`; the protocol is in the module's docstring."""
     return run_task(InstanceRetrieval, model, dataset, **options)
+
+
+def shared(labels: Tensor, others: Tensor) -> Tensor:
+    """Whether `[n, L]` and `[n, M]` (or one for all, `[M]`) have a label in common, bool `[n]`."""
+    return (labels[..., :, None] == others[..., None, :]).flatten(-2).any(-1)
 
 
 def nearest(queries: Tensor, index: Tensor, itself: bool) -> Tensor:

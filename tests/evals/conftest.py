@@ -119,6 +119,7 @@ def array_dataset(
     depth: list[np.ndarray] | None = None,
     normals: list[np.ndarray] | None = None,
     domains: list[str] | None = None,
+    also: list[tuple[int, ...]] | None = None,
     **more: object,
 ) -> EvalDataset:
     """An EvalDataset over arrays; a list that is left out is not there."""
@@ -134,6 +135,7 @@ def array_dataset(
             depth=None if depth is None else (lambda: depth[index]),
             normals=None if normals is None else (lambda: normals[index]),
             domain=None if domains is None else domains[index],
+            also=() if also is None else also[index],
         )
 
     fields = sorted({name for group in captions or [] for name in group})

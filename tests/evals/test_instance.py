@@ -30,10 +30,10 @@ def test_blocks_of_queries_join(monkeypatch):
     assert torch.equal(nearest(x, x, True), whole)
 
 
-def shown(arrays, paint, levels, labels, domains=None, train=None):
+def shown(arrays, paint, levels, labels, domains=None, train=None, also=None):
     """Images of one flat red level each: the stub answers with the row of `table` for the level."""
     images = [paint(np.full((4, 4), level), 4) for level in levels]
-    return arrays(images, labels=labels, domains=domains, train=train)
+    return arrays(images, labels=labels, domains=domains, train=train, also=also)
 
 
 def test_mean_over_domains_and_neighbours_of_the_own_domain_only(stub, arrays, paint):
@@ -77,6 +77,22 @@ def test_queries_without_a_match_are_left_out_and_counted(stub, arrays, paint):
     assert result.counts == {"images": 2, "index_images": 2, "domains": 1, "images_without_match": 1}
     alone = instance.run(stub(torch.eye(5)), shown(arrays, paint, [0, 0, 1], [0, 0, 1], train=train), index="rest")
     assert alone.counts["images_without_match"] == 1 and alone.counts["images"] == 2
+
+
+def test_any_of_several_labels_is_right(stub, arrays, paint):
+    """The query's neighbour has its second label; so has the index image that is the other's nearest."""
+    train = shown(arrays, paint, [0, 1, 2], [3, 1, 2], also=[(), (4,), ()])
+    dataset = shown(arrays, paint, [0, 1, 2], [0, 4, 1], also=[(3,), (), (0,)], train=train)
+    result = instance.run(stub(torch.eye(5)), dataset)
+    assert result.metrics["recall1_cls1"] == pytest.approx(2 / 3)
+    assert result.metrics["recall1_chance"] == pytest.approx(1 / 3) and result.counts["images"] == 3
+    among = shown(arrays, paint, [0, 0, 1, 1], [0, 1, 2, 3], also=[(1,), (), (), ()])
+    assert instance.run(stub(torch.eye(5)), among).counts == {
+        "images": 2,
+        "index_images": 4,
+        "domains": 1,
+        "images_without_match": 2,
+    }
 
 
 def test_bad_input(stub, arrays, paint):

@@ -36,6 +36,7 @@ class Item:
     depth: Callable[[], np.ndarray] | None = None
     normals: Callable[[], np.ndarray] | None = None
     domain: str | None = None  # instance retrieval compares images of one domain only
+    also: tuple[int, ...] = ()  # further labels, which are as right as the first in instance retrieval
 
 
 @dataclass
@@ -50,6 +51,7 @@ class Example:
     depth: np.ndarray | None = None  # float32 [H, W] in metres (scenes: image sides), 0 or NaN = invalid; as the mask
     normals: np.ndarray | None = None  # float32 [H, W, 3], unit (right, up, towards the viewer), zeros = invalid
     domain: str | None = None
+    also: tuple[int, ...] = ()
 
 
 @dataclass
@@ -110,6 +112,7 @@ class EvalDataset:
             self._depth(item, image) if depth else None,
             self._normals(item, image) if normals else None,
             item.domain,
+            tuple(self._inside(item, label) for label in item.also),
         )
 
     def image(self, index: int) -> Image.Image:
@@ -177,7 +180,10 @@ class EvalDataset:
 
     def _label(self, item: Item) -> int | None:
         label = item.label() if item.label is not None else None
-        if label is not None and not 0 <= label < len(self.class_names):
+        return label if label is None else self._inside(item, label)
+
+    def _inside(self, item: Item, label: int) -> int:
+        if not 0 <= label < len(self.class_names):
             raise self._outside(f"{item.key} has the label {label}")
         return label
 

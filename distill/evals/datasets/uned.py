@@ -5,7 +5,8 @@
     images/                                       what the paths are relative to
 
 Domains: cars, food2k, gldv2, inat, inshop, met, rp2k, sop; those whose `test.json` is there are taken. In a domain
-without an index, queries are looked up among each other. Classes are named DOMAIN/ID; of several ids the first counts.
+without an index, queries are looked up among each other. Classes are named DOMAIN/ID. `class_id` may be a list: a
+neighbour with any of these ids is right, as the official evaluator has it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from distill.evals.datasets.files import decode, read_json
 
 DOMAINS = ("cars", "food2k", "gldv2", "inat", "inshop", "met", "rp2k", "sop")
 SPLITS = ("test", "index")
-Entry = tuple[str, str, str]  # domain, path, class
+Entry = tuple[str, str, list[str]]  # domain, path, classes
 
 
 class UnEd(Benchmark):
@@ -41,17 +42,19 @@ class UnEd(Benchmark):
         labels = {name: at for at, name in enumerate(self.names(root, split)[0])}
 
         def make(entry: Entry) -> Item:
-            domain, path, name = entry
+            domain, path, names = entry
             image = root / "images" / path
-            return Item(
-                path, partial(decode, image, str(image)), label=partial(int, labels[f"{domain}/{name}"]), domain=domain
-            )
+            first, *also = (labels[f"{domain}/{name}"] for name in names)
+            read = partial(decode, image, str(image))
+            return Item(path, read, label=partial(int, first), domain=domain, also=tuple(also))
 
         return Lazily(_entries(root, split), make)
 
     def names(self, root: Path, split: str) -> tuple[list[str], list[str]]:
         """The classes of all splits, so that a label means the same in each."""
-        names = sorted({f"{domain}/{name}" for part in SPLITS for domain, _, name in _entries(root, part)})
+        names = sorted(
+            {f"{domain}/{name}" for part in SPLITS for domain, _, ids in _entries(root, part) for name in ids}
+        )
         return names, names
 
 
@@ -66,10 +69,14 @@ def _entries(root: Path, split: str) -> list[Entry]:
 
 def _read(domain: str, file: Path) -> list[Entry]:
     try:
-        return [(domain, row["path"], _first(row["class_id"])) for row in read_json(file)]
-    except (TypeError, KeyError, IndexError) as error:
+        return [(domain, row["path"], _ids(row["class_id"])) for row in read_json(file)]
+    except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{file}: {error}. It must be a list of objects with path and class_id.") from error
 
 
-def _first(class_id: str | int | list) -> str:
-    return str(class_id[0] if isinstance(class_id, list) else class_id)
+def _ids(class_id: str | int | list) -> list[str]:
+    """One id or several, each once."""
+    ids = list(dict.fromkeys(map(str, class_id if isinstance(class_id, list) else [class_id])))
+    if not ids:
+        raise ValueError("a class_id is an empty list")
+    return ids

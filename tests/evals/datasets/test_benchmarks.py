@@ -294,14 +294,18 @@ def test_uned(tmp_path):
 
     info("cars", "test", [("a", 7), ("b", 7)])
     info("met", "test", [("q", [5, 6])])
-    info("met", "index", [("i", 5), ("j", 9)])
+    info("met", "index", [("i", 6), ("j", 9)])
     dataset = open_dataset(f"uned:{tmp_path}")
-    assert dataset.class_names == ["cars/7", "met/5", "met/9"]
+    assert dataset.class_names == ["cars/7", "met/5", "met/6", "met/9"]
     assert [dataset.label(i) for i in range(3)] == [0, 0, 1]
     assert [dataset.item(i).domain for i in range(3)] == ["cars", "cars", "met"]
+    assert [dataset.load(i).also for i in range(3)] == [(), (), (2,)]
     index = dataset.train()
-    assert [index.label(i) for i in range(2)] == [1, 2] and index.item(1).domain == "met"
+    assert [index.label(i) for i in range(2)] == [2, 3] and index.item(1).domain == "met"
     assert dataset.image(2).size == (8, 6)
+    info("met", "test", [("q", [])])
+    with pytest.raises(UserError, match=r"test\.json: a class_id is an empty list\. It must be"):
+        open_dataset(f"uned:{tmp_path}")
 
 
 @pytest.mark.parametrize("kind", BENCHMARKS)
