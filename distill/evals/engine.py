@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from distill.errors import UserError
 from distill.evals.datasets.base import TRAIN, EvalDataset
 from distill.evals.features import Batch, Encoder, Needs, device_of, run_pass
 from distill.evals.packed import packed_linears
@@ -54,10 +55,12 @@ def run_tasks(
     *,
     batch: int = 64,
     progress: Progress | None = None,
+    done: Callable[[TaskResult], None] | None = None,
 ) -> dict[str, TaskResult]:
     """All `tasks` (class -> options) on `dataset`, by name. The images of each split are loaded and encoded once.
 
-    Deterministic: the same model and dataset give the same numbers on one machine.
+    Deterministic: the same model and dataset give the same numbers on one machine. `done` is given each result as soon
+    as there is one; a task that fails at its end fails the call only after the others have had theirs.
     Raises UserError as `check_tasks`, and for unreadable or inconsistent data.
     """
     check_tasks(model, tasks, dataset)
@@ -69,7 +72,7 @@ def run_tasks(
         seconds = {task.name: prepared for task in running}
         _show(model, [task for task in running if task.fits(task.options)], "train", dataset, batch, progress, seconds)
         _show(model, running, "test", dataset, batch, progress, seconds)
-        return {task.name: _result(task, dataset, seconds[task.name]) for task in running}
+        return _finish(running, dataset, seconds, done)
 
 
 def _show(
@@ -90,6 +93,33 @@ def _show(
     spent = run_pass(model, images, readers, batch=batch, progress=report)
     for task, reader in zip(tasks, readers):
         seconds[task.name] += spent[id(reader)]
+
+
+def _finish(
+    tasks: list[Task], dataset: EvalDataset, seconds: dict[str, float], done: Callable[[TaskResult], None] | None
+) -> dict[str, TaskResult]:
+    """The outcomes by task, each handed to `done`; raises what some failed with when all have been asked."""
+    results: dict[str, TaskResult] = {}
+    errors: list[Exception] = []
+    for task in tasks:
+        try:
+            results[task.name] = _result(task, dataset, seconds[task.name])
+        except Exception as error:
+            errors.append(error)
+            continue
+        if done is not None:
+            done(results[task.name])
+    if errors:
+        raise _one_of(errors)
+    return results
+
+
+def _one_of(errors: list[Exception]) -> Exception:
+    """What to raise for them: a fault of ours before what the user can mend, and all of that in one."""
+    faults = [error for error in errors if not isinstance(error, UserError)]
+    if faults or len(errors) == 1:
+        return (faults or errors)[0]
+    return UserError(" ".join(map(str, errors)))
 
 
 def _result(task: Task, dataset: EvalDataset, seconds: float) -> TaskResult:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from distill.evals.datasets import EvalDataset, open_dataset
 from distill.evals.engine import check_tasks, run_tasks
 from distill.evals.registry import find_task
 from distill.evals.requests import Request
+from distill.evals.results import TaskResult
 from distill.evals.store import Store, key_of
 
 Group = list[tuple[str, Request]]  # requests that share a pass, with their labels
@@ -25,7 +26,8 @@ def run_suite(
 ) -> list[str]:
     """Runs what `store` does not have yet, with a progress bar a split; returns the labels that were there already.
 
-    Raises UserError, before any work, for what any request, its dataset or the model lack.
+    Each result is stored as soon as there is one. Raises UserError, before any work, for what any request, its dataset
+    or the model lack.
     """
     specs = {request.dataset for request in requests.values()}
     opened = {spec: open_dataset(spec, samples=samples, size=size) for spec in sorted(specs)}
@@ -33,8 +35,12 @@ def run_suite(
     there = [label for label in requests if store.finished(label, keys[label]) is not None]
     todo = {label: request for label, request in requests.items() if label not in there}
     for group in groups(todo):
-        for label, result in _run(model, group, opened[group[0][1].dataset], batch).items():
-            store.add(label, keys[label], result)
+        labels = {request.task: label for label, request in group}
+
+        def keep(result: TaskResult, labels: dict[str, str] = labels) -> None:
+            store.add(labels[result.task], keys[labels[result.task]], result.as_dict())
+
+        _run(model, group, opened[group[0][1].dataset], batch, keep)
     return there
 
 
@@ -58,7 +64,7 @@ def groups(requests: Mapping[str, Request]) -> list[Group]:
     return found
 
 
-def _run(model: Any, group: Group, dataset: EvalDataset, batch: int) -> dict[str, dict[str, Any]]:
+def _run(model: Any, group: Group, dataset: EvalDataset, batch: int, done: Callable[[TaskResult], None]) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -72,5 +78,4 @@ def _run(model: Any, group: Group, dataset: EvalDataset, batch: int) -> dict[str
             bars.advance(shown[split], count)
 
         tasks = {find_task(request.task): request.options for _, request in group}
-        results = run_tasks(model, tasks, dataset, batch=batch, progress=advance)
-    return {label: results[request.task].as_dict() for label, request in group}
+        run_tasks(model, tasks, dataset, batch=batch, progress=advance, done=done)

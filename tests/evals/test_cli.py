@@ -8,6 +8,7 @@ from distill.errors import UserError
 from distill.evals import suite as suites
 from distill.evals.report import model_hash
 from distill.evals.requests import parse_value, parse_words, read_suite
+from distill.evals.retrieval import Retrieval
 from distill.models.loading import save_model
 
 
@@ -82,6 +83,22 @@ def test_a_task_that_fails_leaves_the_finished_ones(model_file, tmp_path, monkey
     assert main(["eval", model_file, *words]) == 130
     assert list(json.loads(out.read_text())["results"]) == ["knn"]
     assert list(tmp_path.glob("*.part")) == []
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("no end"), 2), (KeyboardInterrupt(), 130)])
+def test_a_task_that_fails_at_its_end_leaves_the_others_of_its_dataset(
+    model_file, tmp_path, monkeypatch, capsys, error, status
+):
+    def fail(self):
+        raise error
+
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(Retrieval, "outcome", fail)
+    words = ["knn=scenes:32", "retrieval=scenes:32", "linear_patch=scenes:32"]
+    assert main(["eval", model_file, *words, "--samples", "8", "--json", str(out), "--device", "cpu"]) == status
+    kept = ["knn", "linear_patch"] if status == 2 else ["knn"]  # who interrupts will not wait for the rest
+    assert list(json.loads(out.read_text())["results"]) == kept
+    assert status == 130 or "no end" in capsys.readouterr().err
 
 
 def test_results_of_another_model_are_not_mixed_in(model_file, tiny_model, tmp_path, capsys):

@@ -117,6 +117,22 @@ def test_states_come_back_after_an_error(everything, stub):
     assert model.training and torch.equal(torch.get_rng_state(), state) and torch.is_grad_enabled()
 
 
+def test_every_task_that_fails_is_named(everything, stub, monkeypatch):
+    def failing(text, kind=UserError):
+        def outcome(self):
+            raise kind(text)
+
+        return outcome
+
+    monkeypatch.setattr(TASKS["knn"], "outcome", failing("One."))
+    monkeypatch.setattr(TASKS["retrieval"], "outcome", failing("Two."))
+    with pytest.raises(UserError, match=r"^One\. Two\.$"):
+        evaluate(stub(torch.eye(5)), ["knn", "retrieval", "locality"], everything)
+    monkeypatch.setattr(TASKS["retrieval"], "outcome", failing("fault", RuntimeError))
+    with pytest.raises(RuntimeError, match="fault"):
+        evaluate(stub(torch.eye(5)), ["knn", "retrieval"], everything)
+
+
 def test_autocast_around_evaluation_changes_nothing(everything, stub):
     class Model(stub):
         def encode_text(self, texts):
