@@ -138,12 +138,27 @@ def read_classes(path: Path) -> tuple[list[str], list[str], int]:
     if repeated:
         raise UserError(f"{path} names the class '{sorted(repeated)[0]}' twice. Class names must differ.")
     prompts = content.get("prompt_names", {})
+    if not isinstance(prompts, dict) or not all(isinstance(words, str) for words in prompts.values()):
+        raise UserError(
+            f"{path}: prompt_names = {json.dumps(prompts)}; it must be an object "
+            f'{{"name of a class": "what prompts say for it", ...}}.'
+        )
     unknown = [name for name in prompts if name not in names]
     if unknown:
         raise UserError(
             f"{path}: prompt_names has '{unknown[0]}', which is not among its classes. Remove or correct it."
         )
-    return names, [prompts.get(name, name) for name in names], int(content.get("ignore_index", 255))
+    return names, [str(prompts.get(name, name)) for name in names], _ignore_index(content, path)
+
+
+def _ignore_index(content: dict, path: Path) -> int:
+    value = content.get("ignore_index", 255)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise UserError(
+            f"{path}: ignore_index = {json.dumps(value)}; it must be a whole number, the mask value that is not scored "
+            f"(255 where it is left out)."
+        )
+    return value
 
 
 def read_colours(path: Path) -> Colours | None:
@@ -154,14 +169,29 @@ def read_colours(path: Path) -> Colours | None:
     content = read_json(path)
     if not isinstance(content, dict) or "colours" not in content:
         return None
-    names, ignore = content.get("classes", []), int(content.get("ignore_index", 255))
-    listed = [tuple(colour) for colour in content["colours"]]
-    ignored = [tuple(colour) for colour in content.get("ignore_colours", [])]
+    names, ignore = content.get("classes", []), _ignore_index(content, path)
+    listed, ignored = (_colours(content.get(key, []), key, path) for key in ("colours", "ignore_colours"))
     if len(listed) != len(names):
         raise UserError(f"{path} has {len(listed)} colours for {len(names)} classes. Give one a class, in their order.")
-    if any(len(colour) != 3 for colour in listed + ignored) or len({*listed, *ignored}) != len(listed + ignored):
+    if len({*listed, *ignored}) != len(listed + ignored):
         raise UserError(f"{path}: colours must be different triples [red, green, blue].")
     return {**{colour: value for value, colour in enumerate(listed)}, **dict.fromkeys(ignored, ignore)}
+
+
+def _colours(given: Any, key: str, path: Path) -> list[tuple[int, int, int]]:
+    if not isinstance(given, list):
+        raise UserError(f"{path}: {key} = {json.dumps(given)}; it must be a list of triples [red, green, blue].")
+    for colour in given:
+        if (
+            not isinstance(colour, list)
+            or len(colour) != 3
+            or not all(type(v) is int and 0 <= v <= 255 for v in colour)
+        ):
+            raise UserError(
+                f"{path}: {key} has {json.dumps(colour)}; a colour is a triple [red, green, blue] of whole numbers "
+                f"from 0 to 255."
+            )
+    return [(red, green, blue) for red, green, blue in given]
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ All sentences of an image take part, five for nearly all. COCO's `restval` belon
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,8 @@ class Karpathy(Benchmark):
         rows = content.get("images") if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) and "filename" in row for row in rows):
             raise UserError(f'{root / self.file} is not Karpathy\'s file: it has no "images" with "filename".')
+        for number, row in enumerate(rows, 1):
+            _check(row, f"{root / self.file}, image {number} ({row['filename']})")
         return rows
 
     def _item(self, root: Path, row: dict) -> Item:
@@ -50,6 +53,21 @@ class Karpathy(Benchmark):
             raise UserError(f"The image {name} of {self.file} is missing in {where}. Found in {root}: {entries(root)}.")
         texts = [sentence["raw"] for sentence in row["sentences"]]
         return Item(key=row["filename"], image=partial(decode, path, str(path)), captions={FIELD: texts})
+
+
+def _check(row: dict, where: str) -> None:
+    """Raises UserError for a row without what is read of it."""
+    for name in ("filename", "split"):
+        if not isinstance(row.get(name), str):
+            raise UserError(f"{where}: {name} = {json.dumps(row.get(name))}; it must be a text.")
+    given = row.get("sentences")
+    texts = (
+        [entry.get("raw") if isinstance(entry, dict) else None for entry in given]
+        if isinstance(given, list)
+        else [None]
+    )
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(f'{where}: sentences = {json.dumps(given)}; it must be a list [{{"raw": "A dog runs."}}, ...].')
 
 
 def _split(row: dict) -> str:

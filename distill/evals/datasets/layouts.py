@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from distill.errors import UserError
 from distill.evals.datasets.base import Item
@@ -25,6 +25,7 @@ from distill.evals.datasets.files import (
 Classes = tuple[list[str], list[str], int]  # names, words in prompts, ignore value
 SPLIT_FOLDERS = ("train", "val", "validation", "test")
 DENSE = ("masks", "depth", "normals")
+CAPTION_FORMS = '[{"kind": "alt", "text": "a dog"}, ...] or {"alt": "a dog", "web": ["a dog", "a pet"]}'
 NO_CLASSES: Classes = ([], [], 255)
 
 
@@ -57,10 +58,10 @@ class CaptionFile:
         return (root / "captions.jsonl").is_file()
 
     def splits(self, root: Path) -> list[str]:
-        return sorted({row.get("split", "all") for row in _rows(root / "captions.jsonl")})
+        return sorted({row["split"] for row in _rows(root / "captions.jsonl")})
 
     def items(self, root: Path, split: str) -> list[Item]:
-        rows = [row for row in _rows(root / "captions.jsonl") if row.get("split", "all") == split]
+        rows = [row for row in _rows(root / "captions.jsonl") if row["split"] == split]
         return [self._item(root, row) for row in rows]
 
     def classes(self, root: Path) -> Classes:
@@ -74,7 +75,7 @@ class CaptionFile:
             key=str(row.get("id", row["image"])),
             image=partial(decode, image, str(image)),
             mask=None if mask is None else partial(read_mask, mask),
-            captions=_captions(row, root),
+            captions=row["captions"],
         )
 
 
@@ -182,33 +183,42 @@ def _png_or_npy(path: Path, what: str) -> Path:
 
 
 def _rows(file: Path) -> list[dict]:
+    """The lines of captions.jsonl, checked; their captions are texts by field."""
     rows = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
+        where = f"{file}, line {number}"
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{file}, line {number}: {error}. Each line must be one JSON object.") from error
+            raise UserError(f"{where}: {error}. Each line must be one JSON object.") from error
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-            raise UserError(f'{file}, line {number}: no "image". Each line must have the image\'s path under "image".')
-        rows.append(row)
+            raise UserError(f'{where}: no "image". Each line must have the image\'s path under "image".')
+        for name in ("split", "mask"):
+            if row.get(name) is not None and not isinstance(row[name], str):
+                raise UserError(
+                    f"{where}: {name} = {json.dumps(row[name])}; it must be a text. Leave it out or correct it."
+                )
+        captions = _captions(row.get("captions", {}), where)
+        rows.append({**row, "split": row.get("split") or "all", "captions": captions})
     return rows
 
 
-def _captions(row: dict, root: Path) -> dict[str, list[str]]:
+def _captions(given: Any, where: str) -> dict[str, list[str]]:
     """Texts by field, from either form; empty texts are left out."""
-    given = row.get("captions", {})
     if isinstance(given, dict):
         pairs = [
-            (name, text) for name, texts in given.items() for text in ([texts] if isinstance(texts, str) else texts)
+            (name, text) for name, texts in given.items() for text in (texts if isinstance(texts, list) else [texts])
         ]
-    else:
+    elif isinstance(given, list) and all(isinstance(entry, dict) for entry in given):
         pairs = [(entry.get("kind", "caption"), entry.get("text", "")) for entry in given]
+    else:
+        raise UserError(f"{where}: captions = {json.dumps(given)}. Allowed: {CAPTION_FORMS}.")
     texts_of: dict[str, list[str]] = {}
     for name, text in pairs:
-        if not isinstance(text, str):
-            raise UserError(f"{root / 'captions.jsonl'}: the caption '{name}' of {row['image']} is no text: {text!r}.")
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise UserError(f"{where}: the caption '{name}' is no text: {json.dumps(text)}. Allowed: {CAPTION_FORMS}.")
         if text.strip():
             texts_of.setdefault(name, []).append(text)
     return texts_of

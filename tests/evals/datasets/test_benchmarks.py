@@ -267,6 +267,23 @@ def test_karpathys_splits(tmp_path, kind, file, folder):
         open_dataset(f"{kind}:{tmp_path}")
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, r"dataset_coco\.json, image 2 \(b\.jpg\): split = null; it must be a text"),
+        ({"split": "test"}, r"image 2 \(b\.jpg\): sentences = null; it must be a list \[{\"raw\""),
+        ({"split": "test", "sentences": ["A dog."]}, r'sentences = \["A dog\."\]; it must be a list'),
+        ({"split": "test", "sentences": [{"raw": 3}]}, r'sentences = \[{"raw": 3}\]; it must be a list'),
+    ],
+)
+def test_rows_that_karpathy_would_not_write(tmp_path, row, message):
+    photo(tmp_path / "a.jpg")
+    good = {"filename": "a.jpg", "split": "test", "sentences": [{"raw": "A dog."}]}
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": [good, {"filename": "b.jpg", **row}]}))
+    with pytest.raises(UserError, match=message):
+        open_dataset(f"coco_karpathy:{tmp_path}")
+
+
 def test_docci(tmp_path):
     lines = []
     for at, split in enumerate(("train", "test", "qual_dev")):

@@ -7,6 +7,8 @@ from PIL import Image
 from distill.errors import UserError
 from distill.evals.datasets import open_dataset
 
+CLASSES = '{"classes": ["sky", "road"], %s}'
+
 
 def save(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,6 +70,34 @@ def test_masks_without_lists_are_one_split(masks_folder):
         (
             lambda r: (r / "classes.json").write_text('{"classes": ["sky"], "prompt_names": {"tree": "x"}}'),
             "prompt_names has 'tree'",
+        ),
+        (
+            lambda r: (r / "classes.json").write_text(CLASSES % '"ignore_index": null'),
+            "ignore_index = null; it must be a",
+        ),
+        (
+            lambda r: (r / "classes.json").write_text(CLASSES % '"ignore_index": "none"'),
+            'ignore_index = "none"; it must',
+        ),
+        (
+            lambda r: (r / "classes.json").write_text(CLASSES % '"prompt_names": ["x"]'),
+            r'prompt_names = \["x"\]; it must',
+        ),
+        (
+            lambda r: (r / "classes.json").write_text(CLASSES % '"prompt_names": {"sky": 1}'),
+            "prompt_names = .* it must",
+        ),
+        (
+            lambda r: (r / "classes.json").write_text(CLASSES % '"colours": [1, 2]'),
+            "colours has 1; a colour is a triple",
+        ),
+        (
+            lambda r: (r / "classes.json").write_text(CLASSES % '"colours": 3'),
+            "colours = 3; it must be a list of triples",
+        ),
+        (
+            lambda r: (r / "classes.json").write_text(CLASSES % '"colours": [[0, 0, 256], [1, 2, 3]]'),
+            r"colours has \[0, 0, 256\]; a colour is .* from 0 to 255",
         ),
         (lambda r: (r / "val.txt").write_text("nope\n"), r"val\.txt lists 'nope', but .*images has no such image"),
         (lambda r: (r / "val.txt").write_text(""), r"The split 'val' of .* has no images \(splits: train, val\)"),
@@ -148,7 +178,17 @@ def test_captions_with_masks(caption_folder):
         ("{", r"captions\.jsonl, line 5: "),
         ('{"split": "test"}', r'line 5: no "image"'),
         ('{"image": "images/9.png", "split": "test"}', r"The image .*9\.png is missing"),
-        ('{"image": "images/1.png", "split": "test", "captions": {"alt": [3]}}', "is no text: 3"),
+        (
+            '{"image": "images/1.png", "split": "test", "captions": {"alt": [3]}}',
+            "line 5: the caption 'alt' is no text: 3",
+        ),
+        ('{"image": "images/1.png", "captions": {"alt": 3}}', "line 5: the caption 'alt' is no text: 3. Allowed: "),
+        ('{"image": "images/1.png", "captions": ["a dog"]}', r'line 5: captions = \["a dog"\]\. Allowed: \[{"kind"'),
+        ('{"image": "images/1.png", "captions": "a dog"}', 'line 5: captions = "a dog". Allowed'),
+        ('{"image": "images/1.png", "captions": null}', "line 5: captions = null. Allowed"),
+        ('{"image": "images/1.png", "captions": [{"kind": 3, "text": "x"}]}', "line 5: the caption '3' is no text"),
+        ('{"image": "images/1.png", "split": 3}', "line 5: split = 3; it must be a text"),
+        ('{"image": "images/1.png", "mask": [1]}', r"line 5: mask = \[1\]; it must be a text"),
     ],
 )
 def test_captions_layout_errors(caption_folder, line, message):
