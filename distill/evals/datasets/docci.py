@@ -43,7 +43,7 @@ class Docci(Benchmark):
 
 def _rows(file: Path) -> list[dict]:
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -84,7 +84,8 @@ class DenseFolders:
 
     Masks are .png, their values named by `classes.json`, which may also give the colours of colour-coded ones. Depth is
     16-bit .png in millimetres or .npy in metres, normals .png or .npy (`distill.evals.datasets.files`). Splits are
-    `<split>.txt` files with a stem a line; without any, all images are one split.
+    `<split>.txt` files with a stem a line; without any, all images are one split. A .txt file is a split when it is
+    called train, val, validation or test, or begins with the stem of an image.
     """
 
     expected = "images/ with masks/ (and classes.json), depth/ or normals/, and <split>.txt"
@@ -93,12 +94,21 @@ class DenseFolders:
         return (root / "images").is_dir() and any((root / name).is_dir() for name in DENSE)
 
     def splits(self, root: Path) -> list[str]:
-        return sorted(path.stem for path in root.glob("*.txt")) or ["all"]
+        known: set[str] | None = None
+        found = []
+        for path in sorted(root.glob("*.txt")):
+            if path.stem not in SPLIT_FOLDERS:
+                if known is None:
+                    known = set(_stems(root / "images"))
+                if next(iter(_lines(path)), None) not in known:
+                    continue  # a README, a licence
+            found.append(path.stem)
+        return found or ["all"]
 
     def items(self, root: Path, split: str) -> list[Item]:
-        images = {_stem(path, root / "images"): path for path in _images(root / "images")}
+        images = _stems(root / "images")
         file = root / f"{split}.txt"
-        stems = file.read_text(encoding="utf-8").split() if file.is_file() else sorted(images)
+        stems = _lines(file) if file.is_file() else sorted(images)
         classes = root / "classes.json"
         colours = read_colours(classes) if classes.is_file() else None
         return [self._item(root, stem, images, file, colours) for stem in stems]
@@ -172,8 +182,15 @@ def _images(root: Path) -> list[Path]:
     return sorted(path for path in root.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _stem(path: Path, root: Path) -> str:
-    return path.relative_to(root).with_suffix("").as_posix()
+def _stems(root: Path) -> dict[str, Path]:
+    """The images below a folder by their path in it, without its ending."""
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in _images(root)}
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines that hold something, which may have spaces inside. A file of other bytes than UTF-8 lists nothing."""
+    text = file.read_bytes().decode("utf-8", errors="replace")
+    return [line.strip() for line in text.split("\n") if line.strip()]
 
 
 def _png_or_npy(path: Path, what: str) -> Path:
@@ -185,7 +202,7 @@ def _png_or_npy(path: Path, what: str) -> Path:
 def _rows(file: Path) -> list[dict]:
     """The lines of captions.jsonl, checked; their captions are texts by field."""
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"

@@ -289,10 +289,10 @@ def test_docci(tmp_path):
     for at, split in enumerate(("train", "test", "qual_dev")):
         photo(tmp_path / f"images/{split}_0000{at}.jpg")
         row = {"example_id": f"{split}_0000{at}", "split": split, "image_file": f"{split}_0000{at}.jpg"}
-        lines.append(json.dumps(row | {"description": f"a long text {at}"}))
-    (tmp_path / "docci_descriptions.jsonlines").write_text("\n".join(lines) + "\n")
+        lines.append(json.dumps(row | {"description": f"a long\u2028text {at}"}, ensure_ascii=False))
+    (tmp_path / "docci_descriptions.jsonlines").write_text("\n".join(lines) + "\n", encoding="utf-8")
     dataset = open_dataset(f"docci:{tmp_path}")
-    assert len(dataset) == 1 and dataset.captions(0) == {"description": ["a long text 1"]}
+    assert len(dataset) == 1 and dataset.captions(0) == {"description": ["a long\u2028text 1"]}
     assert len(open_dataset(f"docci:{tmp_path}?split=qual_dev")) == 1
     with pytest.raises(UserError, match=r"Unknown split of .* 'tets'\. Did you mean 'test'"):
         open_dataset(f"docci:{tmp_path}?split=tets")

@@ -49,6 +49,25 @@ def test_masks_layout(masks_folder):
     assert len(open_dataset(f"folder:{masks_folder}", split="train")) == 2
 
 
+def test_lists_of_stems_with_spaces_and_other_text_files(masks_folder):
+    for kind in ("images", "masks"):
+        (masks_folder / kind / "a.png").rename(masks_folder / kind / "my photo.png")
+    (masks_folder / "train.txt").write_bytes(b"my photo\r\nb\r\n\r\n")
+    (masks_folder / "half.txt").write_text("\nmy photo\n")
+    (masks_folder / "README.txt").write_text("The masks of a city.\nval.txt lists them.\n")
+    (masks_folder / "notes.txt").write_bytes("Straße".encode("latin-1"))
+    (masks_folder / "empty.txt").write_text("")
+    dataset = open_dataset(f"folder:{masks_folder}")
+    assert dataset.name == "folder:seg val"
+    assert [dataset.train().item(i).key for i in range(2)] == ["my photo", "b"]
+    assert len(open_dataset(f"folder:{masks_folder}?split=half")) == 1
+    with pytest.raises(UserError, match=r"Unknown split of .*seg 'README'.* Allowed: half, train, val"):
+        open_dataset(f"folder:{masks_folder}?split=README")
+    for name in ("train", "val", "half"):
+        (masks_folder / f"{name}.txt").unlink()
+    assert open_dataset(f"folder:{masks_folder}").name == "folder:seg all"
+
+
 def test_masks_without_lists_are_one_split(masks_folder):
     for split in ("train", "val"):
         (masks_folder / f"{split}.txt").unlink()
@@ -157,6 +176,13 @@ def test_captions_layout(caption_folder):
     assert np.array(dataset.train().image(0))[0, 0, 0] == 0
     with pytest.raises(UserError, match=r"Unknown caption field .* 'atl'\. Did you mean 'alt'"):
         open_dataset(f"folder:{caption_folder}?field=atl")
+
+
+def test_a_caption_may_hold_unicodes_line_ends(caption_folder):
+    file = caption_folder / "captions.jsonl"
+    row = {"image": "images/1.png", "split": "val", "captions": {"alt": "one\u2028two\x85three"}, "mask": None}
+    file.write_text(file.read_text() + json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert open_dataset(f"folder:{caption_folder}?split=val").captions(0) == {"alt": ["one\u2028two\x85three"]}
 
 
 def test_captions_with_masks(caption_folder):
