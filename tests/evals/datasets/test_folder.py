@@ -359,6 +359,13 @@ def test_colour_coded_masks(masks_folder):
         open_dataset(f"folder:{masks_folder}")
 
 
+def test_16_bit_grey_images_keep_their_shades(masks_folder):
+    shades = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1300
+    Image.fromarray(shades).save(masks_folder / "images/a.png")
+    found = np.array(open_dataset(f"folder:{masks_folder}?split=train").image(0))
+    assert found.shape == (6, 8, 3) and np.array_equal(found, (shades >> 8)[:, :, None].repeat(3, 2))
+
+
 def test_grey_cmyk_and_turned_images(masks_folder):
     """All become RGB; a turned one stands upright, so that its mask fits."""
     images = masks_folder / "images"
