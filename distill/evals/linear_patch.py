@@ -95,12 +95,14 @@ class PatchProbe(Task):
     def _labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Class of each patch `[B*h*w]`, and which are not ignore."""
         assert batch.patches is not None
-        grid = batch.patches.shape[1:3]
-        of_patch = centre_class if self.options.target == "centre" else majority_class
+        grid, ignore = (batch.patches.shape[1], batch.patches.shape[2]), self.dataset.ignore
         masks = [torch.from_numpy(example.mask).long() for example in batch.examples]
-        labels = torch.stack([of_patch(mask, (grid[0], grid[1]), self.dataset.ignore) for mask in masks])
-        labels = labels.flatten().to(batch.patches.device)
-        return labels, labels != self.dataset.ignore
+        if self.options.target == "centre":
+            found = [centre_class(mask, grid) for mask in masks]
+        else:
+            found = [majority_class(mask, grid, ignore) for mask in masks]
+        labels = torch.stack(found).flatten().to(batch.patches.device)
+        return labels, labels != ignore
 
     def outcome(self) -> Outcome:
         tokens, pixels = self.matrices["tokens"], self.matrices["pixels"]
@@ -133,7 +135,7 @@ def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
     return run_task(PatchProbe, model, dataset, **options)
 
 
-def centre_class(mask: Tensor, grid: tuple[int, int], ignore: int) -> Tensor:
+def centre_class(mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """Class `[h, w]` of the pixel at the centre of each cell when the mask `[H, W]` is divided into `grid` cells."""
     rows, columns = (((torch.arange(cells) + 0.5) * length / cells).long() for cells, length in zip(grid, mask.shape))
     return mask[rows][:, columns]

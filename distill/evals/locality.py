@@ -103,7 +103,7 @@ class Locality(Task):
         grid = features[self.kinds[0]].shape[1:3]
         for number, example in enumerate(batch.examples):
             mask = torch.from_numpy(example.mask).long()
-            labels = centre_class(mask, (grid[0], grid[1]), self.dataset.ignore).flatten()  # [h*w]
+            labels = centre_class(mask, (grid[0], grid[1])).flatten()  # [h*w]
             keep = labels != self.dataset.ignore
             if keep.any():
                 for kind, tokens in features.items():
