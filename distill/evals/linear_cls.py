@@ -79,7 +79,7 @@ class LinearClassification(Task):
         assert isinstance(options.blocks, list)
         self.counts_of_blocks = sorted({min(count, depth) for count in options.blocks})
         self.blocks = tuple(range(depth - self.counts_of_blocks[-1], depth))
-        self.features: dict[str, list[Tensor]] = {"train": [], "test": []}  # parts [n, (1 + blocks) * D]
+        self.features: dict[str, Rows] = {}  # by split [N, (1 + blocks) * D]
         self.labels: dict[str, list[int]] = {"train": [], "test": []}
         self.indices: list[int] = []  # of the evaluated images with a label
         self.without = 0
@@ -108,7 +108,10 @@ class LinearClassification(Task):
         tokens = [self._token(batch.layers[at][0]) for at in reversed(self.blocks)]
         mean = batch.layers[self.blocks[-1]][1].mean((1, 2))  # [B, D]
         self.width = mean.shape[1]
-        self.features[split].append(torch.cat([mean, *tokens], 1)[kept].cpu())
+        if split not in self.features:
+            dataset = self.context.dataset
+            self.features[split] = Rows(len(dataset.train() if split == "train" else dataset))
+        self.features[split].add(torch.cat([mean, *tokens], 1)[kept].cpu())
 
     def _token(self, cls: Tensor) -> Tensor:  # [B, C, D] -> [B, D]
         if self.options.cls > cls.shape[1]:
@@ -120,7 +123,7 @@ class LinearClassification(Task):
         for split, labels in self.labels.items():
             if not labels:
                 raise UserError(f"{dataset.name}: no image of the {split} split has a label.")
-        train, test = (torch.cat(self.features[split]) for split in ("train", "test"))
+        train, test = (self.features[split].filled for split in ("train", "test"))
         seen = sorted(set(self.labels["train"]))
         position = {label: at for at, label in enumerate(seen)}
         targets = torch.tensor([position[label] for label in self.labels["train"]])
@@ -160,6 +163,26 @@ class LinearClassification(Task):
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
     """Linear classification with `LinearClassificationOptions`; the protocol is in the module's docstring."""
     return run_task(LinearClassification, model, dataset, **options)
+
+
+class Rows:
+    """Vectors in one block of memory, taken once for the `most` that may come: a large train split fits only once."""
+
+    def __init__(self, most: int):
+        self.most, self.count = most, 0
+        self.block = torch.zeros(0, 0)
+
+    def add(self, rows: Tensor) -> None:
+        """rows `[n, D]`, on the CPU."""
+        if not self.count:
+            self.block = rows.new_empty(self.most, rows.shape[1])
+        self.block[self.count : self.count + len(rows)] = rows
+        self.count += len(rows)
+
+    @property
+    def filled(self) -> Tensor:
+        """All that were added `[N, D]`, not copied."""
+        return self.block[: self.count]
 
 
 class SgdHeads:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from distill.errors import UserError
 from distill.evals import linear_cls
-from distill.evals.linear_cls import RATES, SgdHeads
+from distill.evals.linear_cls import RATES, Rows, SgdHeads
 from distill.evals.run import check_evaluation
 
 
@@ -37,6 +37,16 @@ def test_heads_equal_torch_sgd_one_by_one():
         torch.testing.assert_close(heads.bias.unflatten(0, (3, 3))[at], bias.detach())
         expected = (x @ weight + bias).argmax(1)
         assert torch.equal(heads.predict(x)[at], expected)
+
+
+def test_features_are_kept_once():
+    rows, parts = Rows(9), [torch.randn(n, 3) for n in (0, 4, 2)]
+    for part in parts:
+        rows.add(part)
+    assert torch.equal(rows.filled, torch.cat(parts))
+    assert rows.filled.data_ptr() == rows.block.data_ptr() and rows.block.shape == (9, 3)
+    with pytest.raises(RuntimeError, match="size"):
+        rows.add(torch.randn(4, 3))
 
 
 def classified(arrays, paint, count, train=None, missing=(), classes=5):
