@@ -17,6 +17,7 @@ Every feature is scored: CLS-1, CLS-2, and `patches`, the mean of the final patc
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,12 +29,14 @@ from distill.evals.datasets.base import LABELS, TRAIN, EvalDataset
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs
 from distill.evals.labelled import Labelled
+from distill.evals.per_image import group_samples
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
 
 INDICES = ("train", "rest")
 ROWS = 1024  # queries compared at a time
 ONE_DOMAIN = "all"
+CHANCE = "recall1_chance"
 
 
 @dataclass
@@ -74,7 +77,7 @@ class _Images(Labelled):
 class InstanceRetrieval(Task):
     name = "instance"
     requires = (LABELS,)
-    headline = ("recall1_cls1", "recall1_cls2", "recall1_patches", "recall1_chance")
+    headline = ("recall1_cls1", "recall1_cls2", "recall1_patches", CHANCE)
     Options = InstanceOptions
 
     def __init__(self, context: Context, options: InstanceOptions):
@@ -99,23 +102,31 @@ class InstanceRetrieval(Task):
     def outcome(self) -> Outcome:
         name = self.context.dataset.name
         by_domain: dict[str, dict[str, float]] = {}
-        images = without = 0
-        for domain in sorted(set(self.queries.domains)):
-            scores, asked, left_out = self._domain(domain)
-            images, without = images + asked, without + left_out
-            if asked:
-                by_domain[domain] = scores
+        hits: dict[str, dict[int, tuple[int, float]]] = defaultdict(dict)  # by metric and image: domain, hit
+        without = 0
+        for number, domain in enumerate(sorted(set(self.queries.domains))):
+            found, left_out = self._domain(domain)
+            without += left_out
+            if not found:
+                continue
+            by_domain[domain] = {key: sum(of_image.values()) / len(of_image) for key, of_image in found.items()}
+            for key, of_image in found.items():
+                hits[key] |= {at: (number, value) for at, value in of_image.items()}
         if not by_domain:
             raise UserError(f"{name}: no image has its label in the index, so nothing can be found.")
-        names = next(iter(by_domain.values()))
-        metrics = {key: sum(scores[key] for scores in by_domain.values()) / len(by_domain) for key in names}
-        counts = {"images": images, "index_images": len(self.index.labels), "domains": len(by_domain)}
+        metrics = {key: sum(scores[key] for scores in by_domain.values()) / len(by_domain) for key in hits}
+        counts = {
+            "images": len(hits[CHANCE]),
+            "index_images": len(self.index.labels),
+            "domains": len(by_domain),
+        }
         if without:
             counts["images_without_match"] = without
-        return Outcome(metrics, self.protocol(), counts, {"domains": by_domain})
+        per_image = {key: group_samples(of_image) for key, of_image in hits.items() if key != CHANCE}
+        return Outcome(metrics, self.protocol(), counts, {"domains": by_domain}, per_image)
 
-    def _domain(self, domain: str) -> tuple[dict[str, float], int, int]:
-        """Recall@1 by feature and its chance, the number of queries, and of those left out."""
+    def _domain(self, domain: str) -> tuple[dict[str, dict[int, float]], int]:
+        """By metric and image, whether it was found (or how probably by chance), and how many were left out."""
         at, labels = self.queries.of(domain)
         searched = self.index if domain in self.index.domains else self.queries
         others, theirs = searched.of(domain)
@@ -124,15 +135,14 @@ class InstanceRetrieval(Task):
         asked = matches > 0
         left_out = int((~asked).sum())
         if not asked.any():
-            return {}, 0, left_out
-        scores = {}
+            return {}, left_out
+        values = {}
         for name in self.queries.parts:
             queries, index = self.queries.features(name)[at], searched.features(name)[others]
-            found = theirs[nearest(queries, index, itself)]
-            scores[f"recall1_{name}"] = float(shared(found, labels)[asked].float().mean())
-        share = matches[asked].double() / (len(others) - int(itself))
-        scores["recall1_chance"] = float(share.mean())
-        return scores, int(asked.sum()), left_out
+            values[f"recall1_{name}"] = shared(theirs[nearest(queries, index, itself)], labels)
+        values[CHANCE] = matches.double() / (len(others) - int(itself))
+        images = torch.tensor(self.queries.indices)[at][asked].tolist()
+        return {key: dict(zip(images, value[asked].double().tolist())) for key, value in values.items()}, left_out
 
 
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:

@@ -24,6 +24,7 @@ from distill.evals.datasets.base import MASKS, TRAIN, EvalDataset
 from distill.evals.engine import run_task
 from distill.evals.features import Batch, Encoder, Needs
 from distill.evals.metrics import accuracy, confusion, mean_class_accuracy
+from distill.evals.per_image import iou_samples, ratio_samples, right_of_classes
 from distill.evals.probes import Logistic, Ridge
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
@@ -60,6 +61,8 @@ class PatchProbe(Task):
             "pixels": Logistic(classes, options.penalty),
         }
         self.matrices = {name: torch.zeros(classes, classes, dtype=torch.int64) for name in self.probes}
+        self.shares: dict[str, dict[int, list[int]]] = {name: {} for name in self.probes}  # by image: right, patches
+        self.recalls: dict[int, list[int]] = {}  # by image: class, right, patches, class, ...
         self.images = self.train_images = 0
 
     @property
@@ -79,10 +82,19 @@ class PatchProbe(Task):
         self.images += len(batch.examples)
         labels, keep = self._labels(batch)
         for name, features in self._features(batch).items():
-            predicted = self.probes[name].predict(features[keep])
-            self.matrices[name] += confusion(
-                labels[keep].cpu(), predicted.cpu(), len(self.matrices[name]), self.dataset.ignore
-            )
+            predicted = torch.zeros_like(labels)
+            predicted[keep] = self.probes[name].predict(features[keep])
+            of_image = (x.unflatten(0, (len(batch.examples), -1)).cpu() for x in (labels, predicted))
+            for example, truth, found in zip(batch.examples, *of_image):
+                self._count(name, example.index, truth, found)
+
+    def _count(self, name: str, image: int, truth: Tensor, found: Tensor) -> None:
+        """One image's patches `[h*w]`."""
+        matrix = confusion(truth, found, len(self.matrices[name]), self.dataset.ignore)
+        self.matrices[name] += matrix
+        self.shares[name][image] = [int(matrix.diagonal().sum()), int(matrix.sum())]
+        if name == "tokens":
+            self.recalls[image] = right_of_classes(matrix)
 
     def _features(self, batch: Batch) -> dict[str, Tensor]:
         """By probe: final tokens (for both kinds), and the pixels of each patch; `[B*h*w, D]`."""
@@ -127,7 +139,13 @@ class PatchProbe(Task):
         recall = tokens.diagonal().double() / truth
         names = self.dataset.class_names
         details = {"recall": {name: float(r) for name, r, n in zip(names, recall, truth) if n > 0}}
-        return Outcome(metrics, self.protocol(ignore=self.dataset.ignore), counts, details)
+        per_image = {
+            "accuracy": ratio_samples(self.shares["tokens"]),
+            "mean_class_accuracy": iou_samples(self.recalls),
+            "accuracy_ridge": ratio_samples(self.shares["ridge"]),
+            "baseline_raw": ratio_samples(self.shares["pixels"]),
+        }
+        return Outcome(metrics, self.protocol(ignore=self.dataset.ignore), counts, details, per_image)
 
 
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:

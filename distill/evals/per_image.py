@@ -3,7 +3,9 @@
 `per_image[metric]` is one of
     {"kind": "mean", "values": [v of each image]}                       the metric is their mean
     {"kind": "ratio", "values": [[part, whole] of each image]}          sum of parts over sum of wholes
+    {"kind": "groups", "values": [[group, v] of each image]}            mean over groups of their images' mean
     {"kind": "iou", "values": [[class, hits, union, class, ...], ...]}  summed hits over summed union, mean of classes
+                                                                        (recalls: the truth in place of the union)
 Images come in the dataset's order, so that two models' results on one dataset are pairs.
 """
 
@@ -30,6 +32,12 @@ def ratio_samples(of_image: Mapping[int, Sequence[float]]) -> dict[str, Any]:
     return {"kind": "ratio", "values": [[round(float(v), 6) for v in of_image[at]] for at in sorted(of_image)]}
 
 
+def group_samples(of_image: Mapping[int, tuple[int, float]]) -> dict[str, Any]:
+    """Group and value of each image, by its place in the dataset."""
+    values = [[of_image[at][0], round(float(of_image[at][1]), 6)] for at in sorted(of_image)]
+    return {"kind": "groups", "values": values}
+
+
 def iou_samples(of_image: Mapping[int, Sequence[int]]) -> dict[str, Any]:
     """`overlaps` of each image, by its place in the dataset."""
     return {"kind": "iou", "values": [list(of_image[at]) for at in sorted(of_image)]}
@@ -37,10 +45,17 @@ def iou_samples(of_image: Mapping[int, Sequence[int]]) -> dict[str, Any]:
 
 def overlaps(matrix: Tensor) -> list[int]:
     """One image's confusion matrix `[K, K]` -> class, hits and union of each class with a union, in one list."""
-    hits = matrix.diagonal()
-    union = matrix.sum(0) + matrix.sum(1) - hits
-    there = union.nonzero()[:, 0]
-    return torch.stack([there, hits[there], union[there]], 1).flatten().tolist()
+    return _of_classes(matrix.diagonal(), matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
+
+
+def right_of_classes(matrix: Tensor) -> list[int]:
+    """One image's confusion matrix `[K, K]` -> class, hits and count of each class that the truth has, in one list."""
+    return _of_classes(matrix.diagonal(), matrix.sum(1))
+
+
+def _of_classes(hits: Tensor, of: Tensor) -> list[int]:
+    there = of.nonzero()[:, 0]
+    return torch.stack([there, hits[there], of[there]], 1).flatten().tolist()
 
 
 def resampled(samples: Mapping[str, Any], weights: np.ndarray) -> np.ndarray:
@@ -51,10 +66,21 @@ def resampled(samples: Mapping[str, Any], weights: np.ndarray) -> np.ndarray:
     if samples["kind"] == "ratio":
         part, whole = np.array(values, float).reshape(-1, 2).T
         return weights @ part / np.maximum(weights @ whole, 1e-12)
+    if samples["kind"] == "groups":
+        group, value = np.array(values, float).reshape(-1, 2).T
+        return _mean_of_groups(group, value, weights)
     hits, union = _dense(values)
     total = weights @ union  # [R, K]
     iou = np.where(total > 0, weights @ hits / np.maximum(total, 1), np.nan)
     return np.nanmean(iou, 1)
+
+
+def _mean_of_groups(group: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`[R]`: groups of which no image was drawn are left out."""
+    member = (group[:, None] == np.unique(group)).astype(float)  # [N, G]
+    total = weights @ member  # [R, G]
+    means = np.where(total > 0, weights @ (member * values[:, None]) / np.maximum(total, 1), np.nan)
+    return np.nanmean(means, 1)
 
 
 def _dense(values: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

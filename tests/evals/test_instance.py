@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from distill.errors import UserError
 from distill.evals import instance
 from distill.evals.instance import nearest
+from distill.evals.per_image import resampled
 from distill.evals.run import check_evaluation
 
 
@@ -47,6 +48,10 @@ def test_mean_over_domains_and_neighbours_of_the_own_domain_only(stub, arrays, p
         assert result.metrics[f"recall1_{feature}"] == pytest.approx((2 / 3 + 1) / 2)
     assert result.metrics["recall1_chance"] == pytest.approx((1 / 4 + 1) / 2)
     assert result.counts == {"images": 4, "index_images": 5, "domains": 2}
+    assert set(result.per_image) == {"recall1_cls1", "recall1_cls2", "recall1_patches"}
+    for name, samples in result.per_image.items():
+        assert samples["values"] == [[0, 1.0], [0, 1.0], [0, 0.0], [1, 1.0]]
+        assert resampled(samples, np.ones((1, 4))) == pytest.approx(result.metrics[name])
     assert result.protocol["index"] == "train"
 
 

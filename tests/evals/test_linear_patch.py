@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from distill.errors import UserError
 from distill.evals import linear_patch
 from distill.evals.linear_patch import centre_class, majority_class
+from distill.evals.per_image import resampled
 from distill.evals.probes import Logistic, Ridge
 
 
@@ -120,6 +121,17 @@ def test_reads_linear_features(stub, arrays, paint, target):
     assert result.counts["patches"] == result.counts["train_patches"] == 12 * 36
     assert result.counts["classes"] == result.counts["classes_present"] == 5
     assert result.details["recall"]["road"] == 1
+
+
+def test_each_image_keeps_what_a_bootstrap_needs(stub, arrays, paint):
+    dataset = split(arrays, paint, 1, train=split(arrays, paint, 0))
+    model = stub(torch.randn(5, 2, generator=torch.Generator().manual_seed(0)))
+    result = linear_patch.run(model, dataset, penalty=1.0, ridge=10.0)
+    assert set(result.per_image) == {"accuracy", "mean_class_accuracy", "accuracy_ridge", "baseline_raw"}
+    assert 0 < result.metrics["accuracy"] < 1
+    for name, samples in result.per_image.items():
+        assert len(samples["values"]) == 12
+        assert resampled(samples, np.ones((1, 12))) == pytest.approx(result.metrics[name])
 
 
 def test_baseline_is_the_same_probe_on_pixels(stub, arrays, paint):

@@ -4,7 +4,16 @@ import torch
 
 from distill.evals.compare import compare_results
 from distill.evals.metrics import mean_iou
-from distill.evals.per_image import draws, interval, iou_samples, mean_samples, overlaps, ratio_samples, resampled
+from distill.evals.per_image import (
+    draws,
+    group_samples,
+    interval,
+    iou_samples,
+    mean_samples,
+    overlaps,
+    ratio_samples,
+    resampled,
+)
 
 ONCE = np.ones((1, 4))
 
@@ -81,3 +90,10 @@ def test_what_is_not_paired_has_intervals_of_its_own():
 def test_other_protocols_are_not_compared():
     with pytest.raises(ValueError, match=r"knn: the first has protocol k = \[3\], the second \[5\], so the two cannot"):
         compare_results("knn", result([1.0]), result([1.0], protocol={"k": [5]}))
+
+
+def test_groups_count_alike_and_one_that_was_not_drawn_is_left_out():
+    samples = group_samples({4: (1, 1.0), 0: (0, 0.0), 2: (0, 1.0), 3: (0, 1.0)})
+    assert samples == {"kind": "groups", "values": [[0, 0.0], [0, 1.0], [0, 1.0], [1, 1.0]]}
+    weights = np.array([[1.0, 1, 1, 1], [2, 1, 0, 1], [2, 1, 1, 0]])
+    assert resampled(samples, weights) == pytest.approx([(2 / 3 + 1) / 2, (1 / 3 + 1) / 2, 0.5])
