@@ -124,7 +124,7 @@ class FeatureNorm(nn.Module):
     def accumulate(self, features: Tensor) -> None:
         """Adds a micro-batch of features `[..., D]`, on all ranks together. fp64, so that large means do not cancel."""
         x = features.detach().flatten(0, -2).double()  # [T, D]
-        self.pending += all_reduce_sum(torch.cat([x.sum(0), x.square().sum(0), x.new_tensor([len(x)])]))
+        self.pending += all_reduce_sum(torch.cat([x.sum(0), x.square().sum(0), x.new_full((1,), len(x))]))
         self.waiting = True
 
     @torch.no_grad()
@@ -186,7 +186,8 @@ def _uniform_mean(sum_: Tensor, own: int, each: Tensor, mask: Tensor, tokens: st
     counts); gradients are averaged over ranks, so each rank returns `ranks * its sum / global count`.
     """
     weight = torch.stack([mask.flatten(), ~mask.flatten()]).to(each.dtype)  # [2, B*N] masked, visible
-    local = torch.cat([weight @ each, weight.sum(dim=1)])  # [4] sums, then counts
+    with torch.autocast(each.device.type, enabled=False):  # it would round the sums
+        local = torch.cat([weight @ each, weight.sum(dim=1)])  # [4] sums, then counts
     sum_masked, sum_visible, masked, visible = all_reduce_sum(local).unbind()
     count = {"masked": masked, "visible": visible, "all": masked + visible}[tokens]
     if own == 0 and count.item() == 0:  # the first test needs no wait for the device

@@ -140,10 +140,11 @@ def sinkhorn(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     token = (peak - all_reduce_max(peak.max())).exp_()  # [T] scaling of each token: undoes the shift by its own peak
     prototype = torch.ones_like(kernel[0])  # [K] scaling of each prototype
     tiny = torch.finfo(z.dtype).tiny
-    for _ in range(iterations):
-        mass = all_reduce_sum(token @ kernel)  # [K]
-        prototype = 1 / (mass.clamp_min(tiny) * len(mass))
-        token = 1 / (kernel @ prototype).clamp_min(tiny)  # [T]
+    with torch.autocast(z.device.type, enabled=False):  # it would round the products
+        for _ in range(iterations):
+            mass = all_reduce_sum(token @ kernel)  # [K]
+            prototype = 1 / (mass.clamp_min(tiny) * len(mass))
+            token = 1 / (kernel @ prototype).clamp_min(tiny)  # [T]
     if iterations == 0:
         token = 1 / kernel.sum(dim=1)
     return kernel.mul_(prototype).mul_(token[:, None]).view(logits.shape)
@@ -186,7 +187,7 @@ class _Logits:
 
 def _first_mass(logits: _Logits) -> Tensor:
     """`sum over all tokens of exp(z - largest z of all)`, `[K]`; the largest is found on the way."""
-    peak = logits.x.new_tensor(-math.inf, dtype=torch.float32)
+    peak = logits.x.new_full((), -math.inf, dtype=torch.float32)
     mass = torch.zeros_like(full(logits.directions[:, 0]))  # [K]
     for z in logits:  # [t, K]
         higher = torch.maximum(peak, z.max())

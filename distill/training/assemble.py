@@ -152,9 +152,10 @@ def _teacher(
 def build_optimizers(cfg: Config, distiller: Distiller) -> dict[str, Optimizer]:
     """Fresh optimisers over what is trained; needed again when sharding has replaced the parameters."""
     learners = distiller.learners()
-    built = {"students": build_optimizer([learners[student.name] for student in cfg.students], cfg.optim)}
+    fused = cfg.train.precision != "fp16"
+    built = {"students": build_optimizer([learners[student.name] for student in cfg.students], cfg.optim, fused)}
     if distiller.teacher_learner is not None:
-        built["teacher"] = build_optimizer([distiller.teacher_learner], cfg.optim)
+        built["teacher"] = build_optimizer([distiller.teacher_learner], cfg.optim, fused)
     trained = {name: optimizer for name, optimizer in built.items() if optimizer is not None}
     if not trained:
         raise UserError("Nothing is trained: every tower is frozen. Remove an entry from students.*.freeze.")

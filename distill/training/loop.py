@@ -185,7 +185,7 @@ def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, d
     loss = means.sums["loss"] / len(micro)
     patch = output.targets.patch  # fitted heads have a temperature of their own
     used = patch.temperature if isinstance(patch, PrototypeTargets) else temperature
-    extra = {"teacher_temperature": torch.as_tensor(used, device=fabric.device)}
+    extra = {"teacher_temperature": torch.full((), used, device=fabric.device)}  # no copy that a GPU waits for
     if norm is not None:
         extra["gradient_norm"] = norm
     return StepOutput(loss, averaged, output.clean, output.targets), extra
@@ -217,14 +217,16 @@ def _update(state: TrainState, parts: dict[str, Tensor]) -> Tensor | None:
 def _after_step(state: TrainState, hooks: Hooks, means: Means, output: StepOutput, images: int, waited: float) -> None:
     cfg, step = state.cfg, state.step
     last = step == cfg.train.steps
+    guards = _due(cfg.guard.every, step)
+    evaluates = _due(cfg.eval.every, step) or (last and bool(cfg.eval.tasks))
     values: dict[str, float] = {}
-    if cfg.guard.every and step % cfg.guard.every == 0:
+    if guards:
         seen = over_ranks(diagnose(output))
         values |= {f"guard/{name}": float(value) for name, value in seen.items()}
         state.guard.check_collapse(seen, step)
-    if (cfg.eval.every and step % cfg.eval.every == 0) or (last and cfg.eval.tasks):
+    if evaluates:
         values |= hooks.evaluate(state)
-    if step % cfg.train.log_every == 0 or last or values:
+    if last or guards or evaluates or _due(cfg.train.log_every, step):  # alike on every rank: the means are collective
         values |= means.take(state.fabric)
         values |= {f"lr/{name}": rate for name, rate in state.rates(step - 1).items()}
         values["seconds"] = state.seconds
@@ -236,6 +238,11 @@ def _after_step(state: TrainState, hooks: Hooks, means: Means, output: StepOutpu
         hooks.progress.update(step, images * state.fabric.world_size, waited, values.get("loss"))
     if step % cfg.train.checkpoint_every == 0 or last:
         hooks.save(state)
+
+
+def _due(every: int, step: int) -> bool:
+    """Whether something done every so many steps (0: never) is done after this one."""
+    return every > 0 and step % every == 0
 
 
 def over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from the same seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -35,12 +34,15 @@ class Features(NamedTuple):
         return torch.stack([contrastive_loss(i, t, self.temperature, kind, self.bias) for i, t in pairs]).mean()
 
 
-@dataclass
 class Slopes:
-    """The whole batch's contrast as one micro-batch of several meets it: its value, and its slopes by the features."""
+    """The whole batch's contrast as one micro-batch of several meets it: its value, and its slopes by the features.
 
-    value: Tensor  # scalar
-    by: Features
+    Not a dataclass: Fabric would walk into one and round every tensor in it to the run's precision.
+    """
+
+    def __init__(self, value: Tensor, by: Features):
+        self.value = value  # scalar
+        self.by = by
 
     def through(self, features: Features) -> Tensor:
         """A scalar with that value, whose mean over the micro-batches has the gradient of the whole batch's loss."""

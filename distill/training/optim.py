@@ -15,17 +15,18 @@ from distill.training.learner import Learner
 NO_DECAY_LEAVES = frozenset({"cls_token", "reg_token", "mask_token", "positions"})
 
 
-def build_optimizer(learners: list[Learner], cfg: OptimConfig) -> Optimizer | None:
+def build_optimizer(learners: list[Learner], cfg: OptimConfig, fused: bool = True) -> Optimizer | None:
     """AdamW or Adafactor over what is trained in `learners`; None when everything is frozen.
 
-    Every group carries `scale`: its share of the scheduled learning rate (layer-wise decay).
+    Every group carries `scale`: its share of the scheduled learning rate (layer-wise decay). `fused`: one kernel for
+    all of AdamW; it takes scaled gradients as they are, so that they cannot be clipped (fp16).
     """
     groups = [group for learner in learners for group in parameter_groups(learner, cfg)]
     if not groups:
         return None
     if cfg.name == "adafactor":
         return torch.optim.Adafactor(groups, lr=cfg.lr)
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), fused=True)
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), fused=fused)
 
 
 def parameter_groups(learner: Learner, cfg: OptimConfig) -> list[dict[str, Any]]:

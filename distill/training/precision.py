@@ -13,7 +13,7 @@ def choose_precision(train: TrainConfig) -> str:
     """`train.precision`, with `auto` worked out: bf16 where the hardware multiplies it, else fp32."""
     if train.precision != "auto":
         return train.precision
-    fast = cpu_multiplies_bf16() if on_cpu(train) else torch.cuda.is_bf16_supported()
+    fast = cpu_multiplies_bf16() if on_cpu(train) else torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if fast else "fp32"
 
 

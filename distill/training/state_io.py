@@ -83,6 +83,8 @@ def start_stage(assembly: Assembly, source: str) -> None:
         if assembly.distiller.teacher_learner is not None:
             _load_learner(assembly.distiller.teacher_learner, saved["teacher_learner"])
         assembly.teacher.load(saved["teacher"]["state"])
+    else:  # an average that the first stage did not keep begins as the student it has now
+        assembly.teacher.follow(0.0)
 
 
 def _same_teacher(saved: dict[str, Any], assembly: Assembly) -> bool:

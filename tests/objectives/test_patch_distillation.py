@@ -183,3 +183,12 @@ def test_feature_norm_moves_by_its_momentum_at_ticks_alone():
 
 def test_feature_norm_before_anything_is_seen_changes_nothing():
     assert FeatureNorm(2)(torch.tensor([[3.0, -4.0]])).tolist() == [[pytest.approx(3.0), pytest.approx(-4.0)]]
+
+
+def test_the_means_of_each_kind_are_not_rounded_under_autocast(unit):
+    student, target = unit(4, 512, 16).float(), unit(4, 512, 16).float()
+    mask = torch.rand(4, 512, generator=torch.Generator().manual_seed(0)) < 0.75
+    plain = feature_patch_loss(student, target, mask, "all")
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = feature_patch_loss(student, target, mask, "all")
+    torch.testing.assert_close((mixed.masked, mixed.visible), (plain.masked, plain.visible), rtol=1e-6, atol=0)

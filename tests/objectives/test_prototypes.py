@@ -137,6 +137,15 @@ def test_sinkhorn_survives_temperatures_that_underflow():
     torch.testing.assert_close(probs.sum(dim=1), torch.ones(3))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sinkhorn_is_not_rounded_under_autocast(unit, dtype):
+    logits = unit(64, 1024).float()
+    with torch.autocast("cpu", dtype):
+        probs = sinkhorn(logits, 0.07)
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(64))
+    assert torch.equal(probs, sinkhorn(logits, 0.07))
+
+
 def test_usage_is_one_when_even_and_zero_when_collapsed():
     even, collapsed = torch.eye(8), torch.eye(8)[:1].repeat(5, 1)
     half = torch.eye(8)[:4].repeat(3, 1, 1)

@@ -53,7 +53,7 @@ def fabric_arguments(monkeypatch, small):
         monkeypatch.setattr(strategy_module, "Fabric", fabric)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
         monkeypatch.setattr(precision_module, "cpu_multiplies_bf16", lambda: False)
         resolved = load_config("pretrain/scenes_tiny", small(**changes))
         settle_hardware(resolved)

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lightning.fabric.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from distill.training.negatives import Features, Replay, first_pass
+from distill.training.negatives import Features, Replay, first_pass, whole_batch_slopes
 from distill.views.batch import Batch
 
 ONLY_CONTRAST = {"objective.patch.weight": 0.0, "objective.cls.weight": 0.0}
@@ -65,3 +66,12 @@ def test_how_many_captions_an_image_is_told_apart_from(small_run, column):
     assert losses["global"] == pytest.approx(whole, abs=1e-5)
     assert whole[0] > 1.8  # near log 8
     assert losses["micro"][0] < 0.9  # near log 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_mixed_precision_does_not_round_the_slopes(precision):
+    features = Features(torch.randn(4, 2, 8), torch.randn(4, 2, 8), torch.tensor(0.07), None)
+    slopes = whole_batch_slopes([features, features], "softmax")
+    given = MixedPrecision(precision, "cpu").convert_input({"student": slopes[0]})["student"]  # what Fabric passes on
+    assert given.value.dtype == given.by.cls.dtype == given.by.temperature.dtype == torch.float32
+    assert torch.equal(given.by.cls, slopes[0].by.cls)

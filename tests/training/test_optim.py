@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from distill.config.schema import OptimConfig
+from distill.training.assemble import build_optimizers
 from distill.training.optim import build_optimizer, layer_of, set_learning_rate
 
 
@@ -125,3 +126,12 @@ def test_names_are_optimisers(learner):
 
 def test_nothing_to_train_gives_no_optimiser(learner):
     assert build_optimizer([learner.requires_grad_(False)], OptimConfig()) is None
+
+
+@pytest.mark.parametrize(("precision", "fused"), [("fp16", False), ("bf16", True), ("fp32", True)])
+def test_scaled_gradients_are_not_left_to_a_fused_step_which_could_not_clip_them(build, precision, fused):
+    cfg, assembly, _ = build()
+    cfg.train.precision = precision
+    optimizer = build_optimizers(cfg, assembly.distiller)["students"]
+    assert {group["fused"] for group in optimizer.param_groups} == {fused}
+    assert getattr(optimizer, "_step_supports_amp_scaling", False) == fused  # what the engine goes by

@@ -206,6 +206,17 @@ def test_second_stage_at_high_resolution_continues_from_a_run(small_run, tmp_pat
         small_run("x", **{"train.stage_from": str(first.folder), "students.0.name": "other"})
 
 
+def test_a_second_stage_that_averages_more_begins_with_the_first_ones_student(small_run):
+    first = small_run("first", **{"teacher.mode": "ema_head", "optim.lr": 1e-2})
+    stage = {"train.stage_from": str(first.folder), "teacher.mode": "ema", "teacher.momentum.start": 1.0}
+    after = weights(small_run("second", **stage, **{"train.steps": 1}).folder)
+    before = weights(first.folder)
+    marks = ("teacher.state.trunk.", "students.student.weights.image.")
+    trunk = {n.removeprefix(marks[0]): value for n, value in after.items() if n.startswith(marks[0])}
+    assert len(trunk) > 10
+    assert [n for n, value in trunk.items() if not torch.equal(value, before[marks[1] + n])] == []
+
+
 def test_precision_and_device_errors_are_plain(small_run):
     with pytest.raises(UserError, match=r"fp16 needs a GPU"):
         small_run(**{"train.precision": "fp16"})
