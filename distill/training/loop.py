@@ -185,7 +185,9 @@ def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, d
     loss = means.sums["loss"] / len(micro)
     patch = output.targets.patch  # fitted heads have a temperature of their own
     used = patch.temperature if isinstance(patch, PrototypeTargets) else temperature
-    extra = {"teacher_temperature": torch.full((), used, device=fabric.device)}  # no copy that a GPU waits for
+    if not isinstance(used, Tensor):
+        used = torch.full((), used, device=fabric.device)  # filled there: nothing is copied, so no GPU waits
+    extra = {"teacher_temperature": used.to(fabric.device)}
     if norm is not None:
         extra["gradient_norm"] = norm
     return StepOutput(loss, averaged, output.clean, output.targets), extra
