@@ -89,6 +89,7 @@ def test_the_teacher_sees_each_view_once(small_run, keep, epochs):
     folder = small_run("a", **keep(**{"train.steps": 5, "teacher.cache.epochs": epochs})).folder
     assert keep.passes == [8] * (2 * epochs)
     content = {"teacher.mode": "frozen", "train.steps": 5, "train.batch": 8, "train.accumulate": 1}
+    content |= {"objective.patch.weight": 2.0, "objective.cls.weight": 1.0}
     assert teacher_images(content, folder) == 40  # what a study says of a run without a cache
     assert teacher_images(content | {"teacher.cache.path": "x"}, folder) == 2 * epochs * 8
 
