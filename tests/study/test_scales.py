@@ -81,3 +81,11 @@ def test_mistakes_are_named(scaled: Path, edit: Edit, old: str, new: str, scale:
 def test_a_study_without_scales_says_so(recipe: Path) -> None:
     with pytest.raises(UserError, match="has no scales"):
         plan_study(recipe, {"scale": "small"})
+
+
+def test_the_deep_bridge_stands_on_the_cells_of_bigger_is_worse() -> None:
+    deep, sizes = plan_study("study/bridge", {"scale": "deep"}), plan_study("study/bigger_is_worse")
+    for one, other in (("teacher", "large"), ("unmasked", "same")):
+        assert deep.cells[f"{one}-s0"].address == sizes.cells[f"{other}-s0"].address
+    assert all(cell.content["students.0.depth"] == 8 for cell in deep.cells.values())
+    assert deep.cells["cotrained-s0"].content["teacher.depth"] == 8
