@@ -18,31 +18,35 @@ CPU = "cpu"
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU. `flops`: dense bf16 operations a second; `link`: bytes a second to its neighbours, one way."""
+    """One GPU. `flops`, `fp32`: dense operations a second in bf16, and in fp32 (PyTorch uses no TF32 unasked).
+
+    `link`: bytes a second to its neighbours, one way.
+    """
 
     name: str
     flops: float
+    fp32: float
     memory: float  # bytes
     bandwidth: float  # bytes a second
     link: float
     source: str
 
 
-def _device(name: str, tera: float, memory: float, bandwidth: float, link: float, source: str) -> Device:
-    return Device(name, tera * 1e12, memory * GB, bandwidth * GB, link * GB, source)
+def _device(name: str, tera: float, fp32: float, memory: float, bandwidth: float, link: float, source: str) -> Device:
+    return Device(name, tera * 1e12, fp32 * 1e12, memory * GB, bandwidth * GB, link * GB, source)
 
 
 GPUS = {
     device.name: device
     for device in (
-        _device("a100-40", 312, 40, 1555, 300, "NVIDIA A100 data sheet, SXM"),
-        _device("a100-80", 312, 80, 2039, 300, "NVIDIA A100 data sheet, SXM"),
-        _device("h100", 989, 80, 3350, 450, "NVIDIA H100 data sheet, SXM, without sparsity"),
-        _device("h200", 989, 141, 4800, 450, "NVIDIA H200 data sheet, SXM, without sparsity"),
-        _device("b200", 2250, 180, 8000, 900, "NVIDIA HGX B200 data sheet, an eighth of the board, without sparsity"),
-        _device("l40s", 362, 48, 864, 32, "NVIDIA L40S data sheet, without sparsity, PCIe 4 x16"),
-        _device("rtx4090", 165, 24, 1008, 32, "NVIDIA Ada architecture white paper, fp32 accumulation, PCIe 4 x16"),
-        _device("mi300x", 1307, 192, 5300, 448, "AMD Instinct MI300X data sheet, without sparsity"),
+        _device("a100-40", 312, 19.5, 40, 1555, 300, "NVIDIA A100 data sheet, SXM"),
+        _device("a100-80", 312, 19.5, 80, 2039, 300, "NVIDIA A100 data sheet, SXM"),
+        _device("h100", 989, 67, 80, 3350, 450, "NVIDIA H100 data sheet, SXM, without sparsity"),
+        _device("h200", 989, 67, 141, 4800, 450, "NVIDIA H200 data sheet, SXM, without sparsity"),
+        _device("b200", 2250, 75, 180, 8000, 900, "NVIDIA HGX B200 data sheet, an eighth of it, without sparsity"),
+        _device("l40s", 362, 91.6, 48, 864, 32, "NVIDIA L40S data sheet, without sparsity, PCIe 4 x16"),
+        _device("rtx4090", 165, 82.6, 24, 1008, 32, "NVIDIA Ada white paper, fp32 accumulation, PCIe 4 x16"),
+        _device("mi300x", 1307, 163.4, 192, 5300, 448, "AMD Instinct MI300X data sheet, without sparsity"),
     )
 }
 

@@ -129,15 +129,14 @@ def _heads(config: Config, counts: Counts, images: int, precision: str) -> float
 
 
 def _prototype_matrices(config: Config, counts: Counts, images: int) -> float:
-    """Tokens x prototypes matrices alive at once: four chunks; with Sinkhorn-Knopp three whole ones besides."""
+    """Tokens x prototypes matrices alive at once: four chunks. Sinkhorn-Knopp, which comes before, holds fewer."""
     patch, prototypes = config.objective.patch, config.heads.prototypes
     if patch.weight == 0 or patch.target == "features":
         return 0.0
     tokens = images * _patches(config, counts.models[0])
     kind = "cpu" if config.train.accelerator == "cpu" else "cuda"
     rows = min(tokens, max(CHUNK_ROWS, CHUNK_BYTES[kind] // (4 * prototypes)))
-    whole = 3.0 * tokens if patch.balance == "sinkhorn" else 0
-    return 4.0 * prototypes * (4 * rows + whole)
+    return 4.0 * prototypes * 4 * rows
 
 
 def _patches(config: Config, model: Model) -> int:

@@ -16,7 +16,7 @@ from distill.config.schema import Config
 from distill.errors import UserError
 from distill.preflight.cost import Cost, images_at_once, step_cost
 from distill.preflight.counts import Counts, count_models
-from distill.preflight.hardware import CPU, GPUS, RESERVED, Device, find_gpu
+from distill.preflight.hardware import CPU, RESERVED, Device, find_gpu
 from distill.preflight.memory import CHECKPOINTING, Layout
 from distill.preflight.probe import cpu_seconds
 from distill.preflight.roofline import gpu_seconds
@@ -116,7 +116,8 @@ def plan_on_gpu(resolved: Resolved, counts: Counts, device: Device) -> Plan:
     config = resolved.config
     precision = "bf16" if config.train.precision == "auto" else config.train.precision
     plan = _plan(resolved, counts, precision, device.name, device.source)
-    plan.capacity, plan.peak = device.memory * (1 - RESERVED), device.flops
+    plan.capacity = device.memory * (1 - RESERVED)
+    plan.peak = device.fp32 if precision == "fp32" else device.flops
     plan.parts = gpu_seconds(config, counts, plan.cost.passes, precision, device, Layout.of(config))
     plan.notes.append("times come from data sheets and assumed shares of their peaks, not from a measurement")
     if not plan.fits:
@@ -195,8 +196,3 @@ def _fewest_micro_batches(
         settings += [f"train.checkpointing={layout.checkpointing}"] if layout.checkpointing != "none" else []
         return Way(settings, cost.total_memory, sum(parts.values()))
     return None
-
-
-def known_gpus() -> str:
-    """The names `gpu=` takes, for help texts."""
-    return ", ".join([CPU, *GPUS])

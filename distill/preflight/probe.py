@@ -23,7 +23,7 @@ from distill.models.text import TextTower
 from distill.models.vision import VisionTower
 from distill.objectives.cls_distillation import cls_distillation_loss
 from distill.objectives.cross_entropy import prototype_cross_entropy
-from distill.objectives.prototypes import PrototypeTargets, sinkhorn
+from distill.objectives.prototypes import PrototypeTargets, chunk_rows, sinkhorn_center
 from distill.preflight.cost import Pass, depth_of, head_tokens, images_at_once
 from distill.preflight.counts import Counts, Model
 
@@ -147,8 +147,10 @@ def _losses(model: Model, config: Config, images: int, clock: Clock) -> float:
 
         total += fixed + max(0.0, seconds(patch_loss, clock) - fixed) * patches / some
         if objective.patch.balance == "sinkhorn":
+            # several chunks, where the step has several
+            some = min(patches, max(ROWS, 2 * chunk_rows(target.directions)))
             teacher_patches = unit(some)
-            balance = lambda: sinkhorn(teacher_patches @ target.directions.T, 0.07)  # noqa: E731
+            balance = lambda: sinkhorn_center(teacher_patches, target.directions, 0.07)  # noqa: E731
             total += seconds(balance, clock) * patches / some
     if objective.cls.weight > 0 and config.views.locals:
         x, teacher = unit(images * config.views.locals).requires_grad_(), unit(images)

@@ -26,8 +26,8 @@ from distill.preflight.hardware import (
     Device,
 )
 from distill.preflight.memory import Layout, made_bytes
+from distill.training.negatives import needs_features
 
-FP32_SHARE = 0.5  # of the bf16 rate: TF32 matrix products
 OPTIMISER_BYTES = 40  # a trained parameter: clip, read and write weight, gradient and two moments
 
 
@@ -37,7 +37,7 @@ def gpu_seconds(
     """Seconds of one optimiser step by part: all micro-batches, one device of `train.devices`."""
     models = {model.name: model for model in counts.models}
     images = config.train.batch / config.train.devices  # over all micro-batches
-    rate = device.flops * (1 if precision != "fp32" else FP32_SHARE)
+    rate = device.fp32 if precision == "fp32" else device.flops
     stream = device.bandwidth * MEMORY_SHARE
     linear = attention = traffic = 0.0
     for one in passes:
@@ -67,14 +67,19 @@ def gpu_seconds(
 
 
 def exchange_seconds(config: Config, counts: Counts, device: Device, layout: Layout) -> float:
-    """Seconds of summing gradients over devices in a ring; spread weights are gathered twice more, in bf16."""
+    """Seconds of summing gradients over devices in a ring, once a step.
+
+    Spread weights are gathered in fp32 for every micro-batch, forwards, backwards, in a first pass for the contrast;
+    their gradients are summed for every micro-batch, and each device keeps its slice, which is half of a whole sum.
+    """
     devices = config.train.devices
     if devices == 1:
         return 0.0
     link = LINK_SHARE * (device.link if devices <= NODE else min(device.link, NETWORK))
-    sums = 4.0 * counts.trained * (2 if layout.spread == 1 else 1)
-    gathers = 0.0 if layout.spread == 1 else 2 * 2.0 * counts.trained * config.train.accumulate
-    return (devices - 1) / devices * (sums + gathers) / link
+    rounds = 2  # halves of a whole sum
+    if layout.spread > 1:
+        rounds = config.train.accumulate * (1 + (3 if needs_features(config) else 2))
+    return (devices - 1) / devices * rounds * 4.0 * counts.trained / link
 
 
 def _prototype_traffic(config: Config, counts: Counts) -> float:

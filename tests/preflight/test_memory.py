@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill.models.attention import Layout
 from distill.models.text import TextTower
 from distill.models.vision import VisionTower
+from distill.objectives.prototypes import chunk_rows, sinkhorn_center
 from distill.preflight import memory as memory_module
 from distill.preflight.cost import step_cost
 from distill.preflight.counts import count_models
@@ -72,11 +75,43 @@ def test_spreading_divides_what_is_trained():
     assert spread["activations"] == whole["activations"]
 
 
-def test_sinkhorn_holds_whole_matrices():
-    settings = {"heads.prototypes": 4096, "objective.patch.teacher_temperature.start": 0.07}
-    center, sinkhorn = (memory(**settings, **{"objective.patch.balance": kind}) for kind in ("center", "sinkhorn"))
-    tokens = 4 * 64  # images x patches
-    assert sinkhorn["heads and losses"] - center["heads and losses"] == 3 * tokens * 4096 * 4
+@pytest.mark.parametrize("balance", ["center", "sinkhorn"])
+def test_no_balance_holds_whole_matrices(balance):
+    """What more tokens than a chunk add does not depend on the number of prototypes."""
+
+    def grown(prototypes: int) -> float:
+        settings = {"heads.prototypes": prototypes, "objective.patch.balance": balance, "train.accelerator": "cpu"}
+        four, eight = (memory(**settings, **{"train.batch": batch})["heads and losses"] for batch in (4, 8))
+        return eight - four
+
+    assert grown(4096) == grown(8192) > 0
+
+
+class Largest(TorchDispatchMode):
+    """Notes the most bytes that storages of at least `least` bytes held at once, after each operation."""
+
+    def __init__(self, least: int):
+        super().__init__()
+        self.least, self.most = least, 0
+        self.seen: list[weakref.ref[torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.seen.append(weakref.ref(out))
+        storages = [tensor.untyped_storage() for ref in self.seen if (tensor := ref()) is not None]
+        sizes = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        self.most = max(self.most, sum(size for size in sizes.values() if size >= self.least))
+        return out
+
+
+@pytest.mark.parametrize("tokens", [100, 1000])
+def test_sinkhorn_holds_less_than_the_loss_after_it(tokens):
+    directions, x = (nn.functional.normalize(torch.randn(n, 16), dim=-1) for n in (4096, tokens))
+    chunk = 4 * 4096 * min(tokens, chunk_rows(directions))  # bytes
+    with Largest(least=chunk // 2) as held:
+        sinkhorn_center(x, directions, 0.07)
+    assert chunk <= held.most <= 4 * chunk
 
 
 def test_low_precision_copies_are_of_the_heads_alone():

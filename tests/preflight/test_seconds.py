@@ -55,17 +55,31 @@ def test_checkpointing_runs_the_trained_blocks_or_a_part_of_them_once_more():
 
 
 def test_exchange_is_a_ring():
-    config, _ = plan("tiny/8", 64)
-    counts = count_models(config)
-
-    def exchange(devices: int, layout: Layout = Layout()) -> float:  # noqa: B008
+    def exchange(devices: int, layout: Layout = Layout(), **changes) -> float:  # noqa: B008
+        config, _ = plan("tiny/8", 64, **changes)
         changed = replace(config, train=replace(config.train, devices=devices))
-        return exchange_seconds(changed, counts, H100, layout)
+        return exchange_seconds(changed, count_models(config), H100, layout)
 
+    counts = count_models(plan("tiny/8", 64)[0])
     assert exchange(1) == 0
     assert exchange(4) == pytest.approx(2 * 3 / 4 * 4 * counts.trained / (H100.link * LINK_SHARE))
     assert exchange(16) == pytest.approx(2 * 15 / 16 * 4 * counts.trained / (NETWORK * LINK_SHARE))
-    assert exchange(4, Layout(spread=4)) == pytest.approx(exchange(4))  # gathered twice in bf16, summed once in fp32
+    spread = Layout(spread=4)
+    half = exchange(4) / 2
+    assert exchange(4, spread) == pytest.approx(3 * half)  # gathered twice, and each device gets its slice of the sum
+    twice = {"train.accumulate": 2}
+    assert exchange(4, spread, **twice) == pytest.approx(8 * half)  # and gathered once more for the contrast
+    assert exchange(4, **twice) == pytest.approx(2 * half)  # whole, gradients are summed once a step
+
+
+def test_fp32_has_a_rate_of_its_own():
+    assert all(device.fp32 < device.flops for device in GPUS.values())
+    config, cost = plan("B/16", 64)
+    counts = count_models(config)
+    fp32, bf16 = (
+        gpu_seconds(config, counts, cost.passes, p, H100, Layout())["matrix products"] for p in ("fp32", "bf16")
+    )
+    assert fp32 / bf16 == pytest.approx(989 / 67)
 
 
 def test_figures_of_the_table_are_plausible_and_named():
