@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from distill import cli
 from distill.config.load import load_config
 from distill.errors import UserError
+from distill.plan import lines
 from distill.preflight import plan as plan_module
 from distill.preflight.hardware import find_gpu
 from distill.preflight.plan import make_plan, split_words, ways_to_fit
@@ -111,3 +113,12 @@ def test_check_and_plan_agree(capsys):
     words = ["train.devices=4", "train.precision=bf16", "train.accelerator=cuda", *TINY]
     plan, _ = make_plan("pretrain/scenes_tiny", ["gpus=4", *words[1:2], *TINY])
     assert preflight(load_config("pretrain/scenes_tiny", words)).cost == plan.cost
+
+
+def test_the_planning_page_shows_what_the_tool_says():
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    command, *shown = page.partition("$ distill plan ")[2].partition("```")[0].splitlines()
+    recipe, *words = command.split()
+    said = lines(make_plan(recipe, words)[0])
+    assert len(shown) > 10
+    assert [line for line in shown if line not in said] == []
