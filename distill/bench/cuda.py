@@ -123,8 +123,10 @@ def check_no_waits(step: Callable[[], Any], device: str) -> None:
         step()
     if device == "cuda":
         torch.cuda.set_sync_debug_mode("error")
-        step()
-        torch.cuda.set_sync_debug_mode("default")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def _wait(device: str) -> None:

@@ -120,10 +120,6 @@ class ShardSource:
         """The caption fields of the sample at `index`, without reading its image. Raises SampleError."""
         return self._captions(*self._locate(index))
 
-    def has_mask(self, index: int) -> bool:
-        """Whether the sample at `index` has a `mask.png`."""
-        return bool(self._locate(index)[2][4] >= 0)
-
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_loaded": OrderedDict(), "_files": OrderedDict()}
 
