@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from distill.data.sample import SampleError
@@ -61,6 +61,20 @@ class Failures:
             lines.append(f"{len(self.damaged)} records were left out when the shards were opened:")
             lines += [f"    {error}" for error in self.damaged[:KEPT]]
         return "\n".join(lines)
+
+    @classmethod
+    def together(cls, ranks: Sequence[Failures]) -> Failures:
+        """What went wrong on all ranks; records left out at opening are the same on each."""
+        whole = cls(ranks[0].max_rate, ranks[0].damaged)
+        samples = [item for rank in ranks for item in rank.samples.items()]
+        whole.load(
+            {
+                "drawn": sum(rank.drawn for rank in ranks),
+                "failed": sum(rank.failed for rank in ranks),
+                "samples": [(*name, reason) for name, reason in list(dict(samples).items())[:KEPT]],
+            }
+        )
+        return whole
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""

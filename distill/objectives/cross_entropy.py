@@ -95,7 +95,7 @@ def _softmaxes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 _run_softmaxes: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _softmaxes
 
 
-def use_compiled_softmaxes(compiled: bool, backend: str = "inductor") -> None:
+def use_compiled_softmaxes(compiled: bool, backend: str | Callable[..., Any] = "inductor") -> None:
     """Whether `_softmaxes` goes through torch.compile, which makes one kernel of its passes over a chunk."""
     global _run_softmaxes
     _run_softmaxes = torch.compile(_softmaxes, backend=backend, dynamic=False) if compiled else _softmaxes

@@ -56,6 +56,15 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllGather.apply(x)
 
 
+def all_gather_objects(own: Any) -> list[Any]:
+    """What every rank has (anything that can be pickled), in rank order."""
+    if world_size() == 1:
+        return [own]
+    everyone: list[Any] = [None] * world_size()
+    dist.all_gather_object(everyone, own)
+    return everyone
+
+
 @torch.no_grad()
 def ring_shift(x: Tensor) -> Tensor:
     """Passes `x` to the next rank and returns the previous rank's, of the same shape; no gradient.

@@ -205,15 +205,3 @@ def _mass(logits: _Logits, prototype: Tensor, tiny: float) -> Tensor:
             token = 1 / (kernel @ prototype).clamp_min(tiny)  # [t]
             mass += token @ kernel
     return all_reduce_sum(mass)
-
-
-@torch.no_grad()
-def prototype_usage(probs: Tensor) -> Tensor:
-    """How evenly prototypes are used: entropy of the mean distribution over all tokens and ranks, divided by log K.
-
-    `probs` `[..., K]`, rows sum to 1. Returns a scalar in [0, 1]: 1 when all K are used equally, 0 when one takes all.
-    """
-    flat = full(probs).flatten(0, -2)  # [T, K]
-    total = all_reduce_sum(flat.sum(dim=0))
-    mean = total / total.sum()
-    return torch.special.entr(mean).sum() / math.log(len(mean))

@@ -18,6 +18,7 @@ from distill.evals.run import evaluate
 from distill.models.pair import ImageTextModel
 from distill.models.sharding import is_sharded, whole
 from distill.models.vision import VisionTower
+from distill.training.compiled import as_written
 from distill.training.loop import TrainState
 from teachers.cotrained import CotrainedTeacher
 from teachers.ema import EmaTeacher
@@ -34,8 +35,8 @@ def live_evaluation(state: TrainState, folder: Path) -> dict[str, float]:
     values: dict[str, float] = {}
     models = models_of(state)
     if state.fabric.is_global_zero:
-        cfg = state.cfg.eval
-        results = {name: _evaluate(model, cfg) for name, model in models.items()}
+        with as_written(state.cfg.train.compile):
+            results = {name: _evaluate(model, state.cfg.eval) for name, model in models.items()}
         for name, tasks in results.items():
             for task, result in tasks.items():
                 values |= {f"eval/{name}/{task}/{k}": v for k, v in result.metrics.items()}

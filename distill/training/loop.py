@@ -29,7 +29,7 @@ from distill.training.optim import set_learning_rate
 from distill.training.progress import TrainingProgress
 from distill.training.schedules import learning_rate, momentum, ramp
 from distill.training.spare import Spare
-from distill.training.strategy import is_sharded_run
+from distill.training.strategy import end_step, is_sharded_run
 from distill.views.batch import Batch
 from teachers.base import Teacher
 
@@ -98,6 +98,38 @@ class StopRequest:
         self.asked = True
 
 
+class StopVote:
+    """Whether any rank was asked to stop; all ranks get the same answer after the same step.
+
+    An accelerator's answer is that of the step before, which is there already: none waits for the step it is in.
+    """
+
+    def __init__(self, fabric: Fabric):
+        self.fabric = fabric
+        self.before: tuple[Tensor, Any] | None = None  # an accelerator's last vote, and when it is in
+
+    def passed(self, asked: bool) -> bool:
+        fabric = self.fabric
+        if fabric.world_size == 1:
+            return asked
+        votes = all_reduce_sum(torch.full((), float(asked), device=fabric.device))
+        if fabric.device.type == "cpu":
+            return bool(votes > 0)
+        before, self.before = self.before, _on_its_way(votes)
+        if before is None:
+            return False
+        before[1].synchronize()
+        return bool(before[0] > 0)
+
+
+def _on_its_way(votes: Tensor) -> tuple[Tensor, Any]:
+    """A copy on the host, and the event that tells when it holds `votes`."""
+    there = torch.empty_like(votes, device="cpu", pin_memory=True).copy_(votes, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return there, event
+
+
 class Means:
     """Running means of scalar tensors by name; NaN values (a part with no tokens) are left out."""
 
@@ -128,6 +160,7 @@ def train(state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
     """Trains from `state.step` to the end; raises Interrupted when stopped, Collapse when the guard stops it."""
     cfg = state.cfg
     means = Means()
+    vote = StopVote(state.fabric)
     began = time.monotonic()
     with StopRequest() as stop:
         while state.step < cfg.train.steps:
@@ -146,7 +179,7 @@ def train(state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
             state.seconds += now - began
             began = now
             _after_step(state, hooks, means, output, sum(len(b) for b in micro), waited)
-            if _agreed(state.fabric, stop.asked) and state.step < cfg.train.steps:
+            if vote.passed(stop.asked) and state.step < cfg.train.steps:
                 hooks.save(state)
                 raise Interrupted
 
@@ -213,6 +246,7 @@ def _update(state: TrainState, parts: dict[str, Tensor]) -> Tensor | None:
     for optimizer in state.optimizers.values():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+    end_step(state.fabric)
     return norm
 
 
@@ -250,10 +284,3 @@ def _due(every: int, step: int) -> bool:
 def over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Means over ranks, so that every rank comes to the same verdict."""
     return dict(zip(values, all_reduce_mean(torch.stack([v.float() for v in values.values()])).unbind()))
-
-
-def _agreed(fabric: Fabric, asked: bool) -> bool:
-    """Whether any rank was asked to stop; all ranks get the same answer."""
-    if fabric.world_size == 1:
-        return asked
-    return bool(all_reduce_sum(torch.tensor(float(asked), device=fabric.device)) > 0)

@@ -231,10 +231,13 @@ def _train(state: TrainState, assembly: Assembly, loader: Any, folder: Path, con
     )
     state.module.train()
     finished = False
+    lost = state.failures, state.cut  # this rank's: after an error others may not answer
     try:
         train(state, iter(loader), hooks)
         finished = True
+        lost = state_io.losses(state)
     except Interrupted:
+        lost = state_io.losses(state)
         if fabric.is_global_zero:
             console.print(
                 f"Stopped at step {state.step} of {cfg.train.steps}, saved. "
@@ -247,18 +250,16 @@ def _train(state: TrainState, assembly: Assembly, loader: Any, folder: Path, con
         if log is not None:
             log.close()
         if fabric.is_global_zero:
-            _report_data(state, console, finished)
+            _report_losses(*lost, cfg.text.context, console, finished)
     return RunResult(folder, state.step, True, _last_row(folder))
 
 
-def _report_data(state: TrainState, console: Console, finished: bool) -> None:
-    report = state.failures.report()
+def _report_losses(failures: Failures, cut: int, context: int, console: Console, finished: bool) -> None:
+    report = failures.report()
     if report:
         console.print(report)
-    if state.cut and finished:
-        console.print(
-            f"{state.cut} captions were longer than text.context={state.cfg.text.context} tokens and were cut."
-        )
+    if cut and finished:
+        console.print(f"{cut} captions were longer than text.context={context} tokens and were cut.")
 
 
 def _last_row(folder: Path) -> dict[str, float]:

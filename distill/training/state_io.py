@@ -9,26 +9,35 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from distill.data.failures import Failures
 from distill.errors import UserError
 from distill.models import shard_files
 from distill.models.loading import read_checkpoint
+from distill.objectives.distributed import all_gather_objects
 from distill.training import checkpoint
 from distill.training.assemble import Assembly
 from distill.training.fingerprint import fingerprint, refuse_other_objective
 from distill.training.learner import Learner
 from distill.training.loop import TrainState
 from distill.training.spare import Spare
+from distill.training.strategy import scaler_of
 from teachers.frozen import FrozenTeacher
 
 
 def save(state: TrainState, assembly: Assembly, folder: Path) -> None:
     """Writes the checkpoint of this step with every rank's random state: rank 0 one file, or all ranks their shards."""
-    plain, shards = shard_files.split(_content(state, assembly, _gather_rng(state.fabric)))
+    plain, shards = shard_files.split(_content(state, assembly, _gather_rng(state.fabric), *losses(state)))
     if shards:
         checkpoint.save_shards(folder, state.step, plain, shards, state.cfg.train.keep, state.fabric)
     elif state.fabric.is_global_zero:
         checkpoint.save(folder, state.step, plain, state.cfg.train.keep)
     state.fabric.barrier()
+
+
+def losses(state: TrainState) -> tuple[Failures, int]:
+    """What all ranks lost of their data so far: samples that failed, and captions that were cut. Collective."""
+    ranks = all_gather_objects((state.failures, state.cut))
+    return Failures.together([failures for failures, _ in ranks]), sum(cut for _, cut in ranks)
 
 
 def restore(state: TrainState, assembly: Assembly, folder: Path) -> None:
@@ -50,13 +59,15 @@ def restore(state: TrainState, assembly: Assembly, folder: Path) -> None:
     state.teacher.load(saved["teacher"]["state"])
     for name, optimizer in state.optimizers.items():
         optimizer.load_state_dict(saved["optimizers"][name])
-    scaler = _scaler(state.fabric)
+    scaler = scaler_of(state.fabric)
     if scaler is not None:
         scaler.load_state_dict(saved["scaler"])
-    state.step, state.cut, state.seconds = saved["step"], saved["cut"], saved["seconds"]
+    state.step, state.seconds = saved["step"], saved["seconds"]
     state.data = saved["data"]
     state.guard.strikes = saved["guard"]
-    state.failures.load(saved["failures"])
+    if state.fabric.is_global_zero:  # they are of all ranks together, and will be added up again
+        state.cut = saved["cut"]
+        state.failures.load(saved["failures"])
     _set_rng(state.fabric, saved["rng"], found[-1])
 
 
@@ -104,9 +115,11 @@ def _same_teacher(saved: dict[str, Any], assembly: Assembly) -> bool:
     return was == identity and shapes[0] == shapes[1]
 
 
-def _content(state: TrainState, assembly: Assembly, rng: list[dict[str, Any]]) -> dict[str, Any]:
+def _content(
+    state: TrainState, assembly: Assembly, rng: list[dict[str, Any]], failures: Failures, cut: int
+) -> dict[str, Any]:
     teacher_learner = state.distiller.teacher_learner
-    scaler = _scaler(state.fabric)
+    scaler = scaler_of(state.fabric)
     return {
         "format": checkpoint.FORMAT,
         "version": 1,
@@ -130,8 +143,8 @@ def _content(state: TrainState, assembly: Assembly, rng: list[dict[str, Any]]) -
         "scaler": None if scaler is None else scaler.state_dict(),
         "rng": rng,
         "guard": dict(state.guard.strikes),
-        "failures": state.failures.state(),
-        "cut": state.cut,
+        "failures": failures.state(),
+        "cut": cut,
         "data": state.data,
         "seconds": state.seconds,
     }
@@ -142,7 +155,7 @@ def _like(state: TrainState, assembly: Assembly) -> shard_files.Like:
 
     An optimiser has no state before its first step; its averages will lie as their parameters do.
     """
-    now = shard_files.places(_content(state, assembly, rng=[]))
+    now = shard_files.places(_content(state, assembly, [], state.failures, state.cut))
     parameters = {n: [p for g in o.param_groups for p in g["params"]] for n, o in state.optimizers.items()}
 
     def like(place: str) -> Any:
@@ -181,19 +194,11 @@ def _load_learner(learner: Learner, saved: dict[str, Any]) -> None:
             learner.logit_bias.copy_(saved["logit_bias"])
 
 
-def _scaler(fabric: Fabric) -> Any:
-    return getattr(fabric.strategy.precision, "scaler", None)
-
-
 def _gather_rng(fabric: Fabric) -> list[dict[str, Any]]:
     own: dict[str, Any] = {"cpu": torch.get_rng_state()}
     if fabric.device.type == "cuda":
         own["cuda"] = torch.cuda.get_rng_state(fabric.device)
-    if fabric.world_size == 1:
-        return [own]
-    everyone: list[Any] = [None] * fabric.world_size
-    torch.distributed.all_gather_object(everyone, own)
-    return everyone
+    return all_gather_objects(own)
 
 
 def _set_rng(fabric: Fabric, saved: list[dict[str, Any]], file: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.precision import MixedPrecision
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
 
 from distill.config.schema import Config, TrainConfig
@@ -72,10 +73,37 @@ def make_fabric(cfg: Config) -> Fabric:
         devices=processes_here(train),
         num_nodes=1 if launch is None else launch.nodes,
         strategy=_strategy(train),
-        precision=PRECISIONS[train.precision],
+        precision=None if train.precision == "fp16" else PRECISIONS[train.precision],
+        plugins=OneScale(train.accelerator) if train.precision == "fp16" else None,
     )
     fabric.launch()
     return fabric
+
+
+class OneScale(MixedPrecision):
+    """fp16 with one loss scale for all optimisers of a step, which moves once, by `end_step`, after all of them.
+
+    Fabric's own moves with each optimiser, and gradients of a second one would be divided by the scale again.
+    """
+
+    def __init__(self, device: str):
+        super().__init__(PRECISIONS["fp16"], device)
+
+    def optimizer_step(self, optimizer: Any, **kwargs: Any) -> Any:
+        assert self.scaler is not None
+        return self.scaler.step(optimizer, **kwargs)
+
+
+def end_step(fabric: Fabric) -> None:
+    """After the last optimiser of a step."""
+    scaler = scaler_of(fabric)
+    if scaler is not None:
+        scaler.update()
+
+
+def scaler_of(fabric: Fabric) -> Any:
+    """What scales the loss in fp16, else None."""
+    return getattr(fabric.strategy.precision, "scaler", None)
 
 
 def _strategy(train: TrainConfig) -> Any:

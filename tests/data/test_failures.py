@@ -64,3 +64,15 @@ def test_state_continues():
     assert second.report() == first.report()
     second.add(batch(10, ("a.tar", "1", "corrupt image (x)")))
     assert (second.drawn, second.failed, len(second.samples)) == (20, 2, 1)
+
+
+def test_ranks_are_added_up():
+    ranks = [Failures(0.5, [SampleError("a.tar", "-", "truncated tar")]) for _ in range(2)]
+    ranks[0].add(batch(10, ("a.tar", "1", "corrupt image (x)"), ("a.tar", "2", "corrupt image (y)")))
+    ranks[1].add(batch(10, ("a.tar", "1", "corrupt image (x)"), ("b.tar", "9", "empty caption")))
+    text = Failures.together(ranks).report()
+    assert "4 of 20 samples (20.00%) were skipped:" in text
+    assert "2 x corrupt image\n" in text
+    assert text.count("a.tar: 1: corrupt image (x)") == 1
+    assert "b.tar: 9: empty caption" in text
+    assert "1 records were left out" in text

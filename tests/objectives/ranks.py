@@ -17,7 +17,7 @@ from distill.objectives.contrastive import contrastive_loss, contrastive_loss_pl
 from distill.objectives.distributed import all_gather_with_grad, all_reduce_max, all_reduce_mean, all_reduce_sum
 from distill.objectives.moments import Moments
 from distill.objectives.patch_distillation import FeatureNorm, feature_patch_loss, prototype_patch_loss
-from distill.objectives.prototypes import Center, PrototypeTargets, prototype_usage, sinkhorn
+from distill.objectives.prototypes import Center, PrototypeTargets, sinkhorn
 from teachers.heads.calibration import mean_entropy
 from teachers.heads.kmeans import SphericalKMeans
 
@@ -80,7 +80,6 @@ def compute(rank: int, ranks: int) -> dict[str, Tensor]:
 
     balanced = sinkhorn(logits, 0.1)
     out["sinkhorn"] = all_gather_with_grad(balanced)
-    out["usage"] = prototype_usage(targets.probs())
     moving = Center(PROTOTYPES).double()
     masked = logits[MASK[own]]  # ranks average over different numbers of tokens
     moving.accumulate(masked.mean(dim=0), len(masked))

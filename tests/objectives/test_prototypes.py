@@ -1,4 +1,3 @@
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,6 @@ from distill.objectives.prototypes import (
     PrototypeTargets,
     ReadyTargets,
     mean_logits,
-    prototype_usage,
     sinkhorn,
     sinkhorn_center,
 )
@@ -144,14 +142,6 @@ def test_sinkhorn_is_not_rounded_under_autocast(unit, dtype):
         probs = sinkhorn(logits, 0.07)
     torch.testing.assert_close(probs.sum(dim=1), torch.ones(64))
     assert torch.equal(probs, sinkhorn(logits, 0.07))
-
-
-def test_usage_is_one_when_even_and_zero_when_collapsed():
-    even, collapsed = torch.eye(8), torch.eye(8)[:1].repeat(5, 1)
-    half = torch.eye(8)[:4].repeat(3, 1, 1)
-    assert prototype_usage(even).item() == pytest.approx(1)
-    assert prototype_usage(collapsed).item() == 0
-    assert prototype_usage(half).item() == pytest.approx(math.log(4) / math.log(8))
 
 
 def test_targets_are_in_full_precision_under_autocast(targets):

@@ -74,7 +74,7 @@ def test_accelerator_precision_and_devices(fabric_arguments):
     found = fabric_arguments(1, **auto | {"train.accelerator": "cpu"})  # the GPU is there and stays unused
     assert (found["accelerator"], found["precision"]) == ("cpu", "32-true")
     found = fabric_arguments(2, **auto | {"train.precision": "fp16", "train.devices": 2})
-    assert (found["precision"], found["devices"]) == ("16-mixed", 2)
+    assert (found["precision"], found["plugins"].precision, found["devices"]) == (None, "16-mixed", 2)
     assert found["strategy"]._process_group_backend == "nccl"
     found = fabric_arguments(2, **{"train.accelerator": "cpu", "train.devices": 2})
     assert (found["accelerator"], found["devices"]) == ("cpu", 2)

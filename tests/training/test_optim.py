@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 
 from distill.config.schema import OptimConfig
 from distill.training.assemble import build_optimizers
 from distill.training.optim import build_optimizer, layer_of, set_learning_rate
+from distill.training.strategy import OneScale, end_step, scaler_of
 
 
 @pytest.fixture
@@ -135,3 +137,29 @@ def test_scaled_gradients_are_not_left_to_a_fused_step_which_could_not_clip_them
     optimizer = build_optimizers(cfg, assembly.distiller)["students"]
     assert {group["fused"] for group in optimizer.param_groups} == {fused}
     assert getattr(optimizer, "_step_supports_amp_scaling", False) == fused  # what the engine goes by
+
+
+@pytest.mark.parametrize("clip", [0.0, 1e3])
+def test_two_optimisers_share_one_loss_scale(clip):
+    """Both step along the true gradient in fp16, whose scale moves once a step, and only when all could step."""
+    fabric = Fabric(accelerator="cpu", plugins=OneScale("cpu"))
+    weights = [torch.nn.Parameter(torch.ones(())) for _ in range(2)]
+    optimizers = [fabric.setup_optimizers(torch.optim.SGD([weight], lr=1.0)) for weight in weights]
+    scaler = scaler_of(fabric)
+    before = scaler.get_scale() or scaler._init_scale
+
+    def step(slopes: list[float]) -> None:
+        fabric.backward(sum(weight * slope for weight, slope in zip(weights, slopes)))
+        for optimizer in optimizers if clip else []:
+            fabric.clip_gradients(torch.nn.ParameterList(weights), optimizer, max_norm=clip, error_if_nonfinite=False)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        end_step(fabric)
+
+    step([0.25, 0.5])
+    assert [weight.item() for weight in weights] == [0.75, 0.5]
+    assert scaler.get_scale() == before
+    step([0.25, float("inf")])
+    assert [weight.item() for weight in weights] == [0.5, 0.5]
+    assert scaler.get_scale() == before / 2
