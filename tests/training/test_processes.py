@@ -225,7 +225,8 @@ def test_a_frozen_teacher_may_be_spread_whatever_the_strategy(tmp_path: Path, sm
 @pytest.mark.parametrize(("loss", "parts"), [("softmax", 2), ("sigmoid", 8)])
 def test_accumulated_micro_batches_tick_once_and_average(small_run, loss, parts):
     """Gradients of micro-batches, down to one image each, are the big batch's: the contrast looks across all of it."""
-    changes = {"objective.contrastive.loss": loss, "train.steps": 3, "mask.ratio": 0.5, "optim.lr": 5e-4}
+    # AdamW scales the rounding of small gradients up to the rate: a wrong one moves a weight by ten times the tolerance
+    changes = {"objective.contrastive.loss": loss, "train.steps": 3, "mask.ratio": 0.5, "optim.lr": 1e-4}
     whole = small_run("whole", **changes).folder
     cut = small_run("cut", **changes, **{"train.accumulate": parts}).folder
     assert_close(whole, cut, TERMS)
