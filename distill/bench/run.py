@@ -17,7 +17,7 @@ from distill.bench.registry import BENCHMARKS, find_benchmarks, measure_of
 from distill.bench.report import number, write_report
 from distill.bench.rows import Row
 from distill.errors import UserError
-from distill.training.run import environment
+from distill.training.papers import environment
 
 
 def run_benchmarks(

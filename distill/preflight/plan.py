@@ -20,8 +20,8 @@ from distill.preflight.hardware import CPU, RESERVED, Device, find_gpu
 from distill.preflight.memory import CHECKPOINTING, Layout
 from distill.preflight.probe import cpu_seconds
 from distill.preflight.roofline import gpu_seconds
+from distill.training.papers import cpu_name
 from distill.training.precision import choose_precision
-from distill.training.run import cpu_name
 
 DEFAULT_GPU = "h100"
 OWN = ("gpu", "gpus")  # words of `distill plan` that are no settings of a recipe

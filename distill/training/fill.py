@@ -13,12 +13,9 @@ from rich.progress import track
 
 from distill.config.load import load_config
 from distill.config.schema import Config
-from distill.data.loader import Failures, build_loader
-from distill.data.sources import caption_texts, open_source
 from distill.errors import UserError
-from distill.training.assemble import assemble
-from distill.training.keep_targets import keep_targets, plan_targets
-from distill.training.run import TOKENIZER_CAPTIONS, make_fabric, settle_hardware
+from distill.training.build import build_run
+from distill.training.keep_targets import keep_targets
 from distill.training.teacher_heads import prepare_teacher
 from teachers.cache_plan import CachePlan
 from teachers.frozen import FrozenTeacher
@@ -42,31 +39,17 @@ def fill(recipe: str | Path, overrides: Iterable[str] | dict[str, Any] = ()) -> 
     resolved.require_complete()
     if cfg.teacher.cache.path is None:
         raise UserError("teacher.cache.path is null, so nothing is kept. Set it to a folder: teacher.cache.path=DIR.")
-    settle_hardware(resolved)
-    fabric = make_fabric(cfg)
-    source = open_source(cfg.data)
-    assembly = assemble(cfg, caption_texts(source, cfg.captions.cls1 + cfg.captions.cls2, TOKENIZER_CAPTIONS))
-    teacher = assembly.teacher
+    built = build_run(resolved)
+    fabric, teacher, plan = built.fabric, built.assembly.teacher, built.kept
     assert isinstance(teacher, FrozenTeacher)
-    teacher.to(fabric.device)
-    plan = plan_targets(cfg, teacher, source)
     assert plan is not None
-    trunk = next(iter(assembly.distiller.learners().values())).model.image
-    grid = trunk.grid(cfg.views.global_size, cfg.views.global_size)
-    prepare_teacher(teacher, cfg, fabric, assembly.tokenizer, source, grid, Console(stderr=True))
+    teacher.to(fabric.device)
+    prepare_teacher(teacher, cfg, fabric, built.assembly.tokenizer, built.source, built.grid, Console(stderr=True))
     cache = keep_targets(cfg, teacher, plan)
     before = cache.store.present()
     _limit_steps(cfg, plan)
-    loader = build_loader(
-        source,
-        cfg,
-        assembly.tokenizer,
-        grid=grid,
-        start_step=_first_step(cfg, before, plan),
-        rank=fabric.global_rank,
-        world=fabric.world_size,
-    )
-    failures = Failures(cfg.data.max_error_rate, getattr(source, "failures", ()))
+    loader = built.loader(_first_step(cfg, before, plan))
+    failures = built.failures()
     for batch in track(loader, "targets", total=len(loader), disable=not fabric.is_global_zero, transient=True):
         failures.add(batch)
         on_device = batch.to(fabric.device, non_blocking=True)

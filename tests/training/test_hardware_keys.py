@@ -16,7 +16,7 @@ from distill.data.sources import open_source
 from distill.errors import UserError
 from distill.training import precision as precision_module
 from distill.training import strategy as strategy_module
-from distill.training.run import settle_hardware
+from distill.training.settle import settle_hardware
 
 ONE = {"train.steps": 1, "optim.warmup": 0.0}
 

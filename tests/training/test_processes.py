@@ -20,9 +20,9 @@ import torch
 import distill
 from distill.models.loading import find_checkpoint, read_checkpoint
 from distill.models.shard_files import places
-from distill.training import checkpoint, loop
-from distill.training.loop import StopVote
+from distill.training import checkpoint, stopping
 from distill.training.metrics import read_metrics
+from distill.training.stopping import StopVote
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 if sys.platform == "linux":
@@ -257,8 +257,8 @@ def test_an_accelerators_vote_is_answered_a_step_later(monkeypatch):
     waited = []
     arrival = SimpleNamespace(synchronize=lambda: waited.append(1))
     copies = iter([0, 0, 1, 2])  # how many ranks were asked to stop, step by step
-    monkeypatch.setattr(loop, "all_reduce_sum", lambda votes: votes)
-    monkeypatch.setattr(loop, "_on_its_way", lambda votes: (next(copies), arrival))
+    monkeypatch.setattr(stopping, "all_reduce_sum", lambda votes: votes)
+    monkeypatch.setattr(stopping, "_on_its_way", lambda votes: (next(copies), arrival))
     vote = StopVote(SimpleNamespace(world_size=2, device=torch.device("meta")))
     assert [vote.passed(False) for _ in range(4)] == [False, False, False, True]
     assert len(waited) == 3

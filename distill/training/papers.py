@@ -1,0 +1,52 @@
+"""What a run's folder says of it: the recipe as asked and as resolved, where it ran, what it trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from distill.config.load import Resolved
+from distill.errors import UserError
+
+
+def write_papers(folder: Path, resolved: Resolved, fabric: Fabric, counts: dict[str, Any]) -> None:
+    """config.yaml (as asked), resolved.yaml (every value and its source), env.json, receipts.json."""
+    try:
+        (folder / "config.yaml").write_text(resolved.asked)
+        (folder / "resolved.yaml").write_text(resolved.to_yaml())
+        (folder / "env.json").write_text(json.dumps(environment(fabric), indent=2) + "\n")
+        (folder / "receipts.json").write_text(json.dumps(counts, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"Cannot write to {folder}: {error.strerror}. Free some space or choose --runs DIR.") from error
+
+
+def environment(fabric: Fabric | None = None) -> dict[str, Any]:
+    """Versions, hardware and time, for results that can be traced."""
+    packages = ("everypatch", "torch", "torchvision", "timm", "lightning", "numpy", "pillow")
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "world": 1 if fabric is None else fabric.world_size,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
