@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.study.claim_lines import CLAIMS_TEXT, HEADS, all_claim_lines
+from distill.study.claim_lines import CLAIMS_TEXT, HEADS, ClaimLine, all_claim_lines
 from distill.study.columns import SCORES, show
 from distill.study.rates import load_rates, rate_heads, rate_rows, rates_text
 from distill.study.results import Tree, hardware_of, mean_of, measured, scale_of
 
 README = "README.md"
 BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the table, as in the project's README
+SHORT_HEADS = tuple(head for head in HEADS if head not in ("source", "scale"))
 
 
 def readme(studies: Mapping[str, Tree], folder: Path) -> str:
@@ -33,11 +34,29 @@ def readme(studies: Mapping[str, Tree], folder: Path) -> str:
 
 def claim_table(studies: Mapping[str, Tree]) -> str:
     """A row a claim, by number."""
+    return _claims(all_claim_lines(studies), HEADS)
+
+
+def short_claims(studies: Mapping[str, Tree]) -> str:
+    """A row for each claim that was measured, in the columns of SHORT_HEADS, and a line a study with the others."""
+    lines = all_claim_lines(studies)
+    parts = [_claims([line for line in lines if line.finding.difference], SHORT_HEADS)]
+    missing: dict[str, list[str]] = {}
+    for line in lines:
+        if line.finding.difference is None:
+            missing.setdefault(line.study, []).append(f"{line.number}: {line.says}" if line.number else line.says)
+    if missing:
+        parts.append("Not measured yet:")
+        parts.append("\n".join(f"- `{study}`: {'; '.join(says)}" for study, says in missing.items()))
+    return "\n\n".join(parts)
+
+
+def _claims(lines: Sequence[ClaimLine], heads: Sequence[str]) -> str:
     rows = []
-    for line in all_claim_lines(studies):
-        cells = line.cells
-        rows.append(list({**cells, "verdict": f"**{cells['verdict']}**"}.values()))
-    return table(HEADS, rows)
+    for line in lines:
+        cells = {**line.cells, "verdict": f"**{line.finding.verdict}**"}
+        rows.append([cells[head] for head in heads])
+    return table(heads, rows)
 
 
 def study_part(results: Tree, rates: Tree | None = None) -> str:
@@ -93,4 +112,4 @@ def check_place(page: Path) -> tuple[str, str]:
 def put_claims(page: Path, studies: Mapping[str, Tree]) -> None:
     """Puts the claim table into a Markdown file, between its marks."""
     before, after = check_place(page)
-    page.write_text(f"{before}{BEGIN}\n{claim_table(studies)}\n{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{BEGIN}\n{short_claims(studies)}\n{END}{after}", encoding="utf-8")

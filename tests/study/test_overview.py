@@ -149,10 +149,22 @@ def test_the_claim_table_goes_between_its_marks(kept: Path, tmp_path: Path, caps
     assert "has no place for the claim table" in capsys.readouterr().err
     page.write_text("# Page\n\n<!-- claims -->\nold\n<!-- /claims -->\n\nMore.\n")
     assert main(words) == 0
-    claims = markdown.claim_table(load_studies(kept))
+    claims = markdown.short_claims(load_studies(kept))
     assert page.read_text() == f"# Page\n\n<!-- claims -->\n{claims}\n<!-- /claims -->\n\nMore.\n"
     assert main(["study", str(kept / "duo"), "--report", "--claims", str(page)]) == 2
     assert "is for several studies" in capsys.readouterr().err
+
+
+def test_claims_that_nothing_measures_are_named_below_the_short_table(kept: Path) -> None:
+    studies = load_studies(kept)
+    whole = markdown.short_claims(studies)
+    assert whole.startswith("|  | claim | verdict | measured |")
+    assert "Table 3" not in whole
+    assert "Not measured" not in whole
+    studies["duo"]["rows"] = []
+    text = markdown.short_claims(studies)
+    assert "|  | all tokens beat masked ones | **reproduced** | +" in text
+    assert text.endswith("Not measured yet:\n\n- `duo`: 2: all | tokens stay level")
 
 
 @pytest.mark.skipif(not any(KEPT.glob("*/results.json")), reason="no results of the studies yet")
