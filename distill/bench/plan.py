@@ -19,14 +19,14 @@ from distill.bench.rows import Row
 from distill.config.load import load_config
 from distill.config.schema import Config
 from distill.data.failures import Failures
-from distill.data.loader import build_loader
 from distill.data.sources import caption_texts, open_source
 from distill.preflight.cost import step_cost
 from distill.preflight.counts import count_models
 from distill.preflight.probe import cpu_seconds
 from distill.training.assemble import assemble
-from distill.training.guard import Guard
-from distill.training.loop import TrainState, optimiser_step
+from distill.training.build import Built
+from distill.training.loop import optimiser_step
+from distill.training.run import training_state
 
 HERE = {"train.accelerator": "cpu", "train.precision": "fp32", "data.source": "scenes", "data.workers": 0}
 SMALL = {
@@ -92,19 +92,7 @@ def started(config: Config) -> Callable[[], Any]:
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
     source = open_source(config.data)
     assembly = assemble(config, caption_texts(source, config.captions.cls1 + config.captions.cls2, 500))
-    assembly.teacher.to(fabric.device)
-    module, *optimizers = fabric.setup(assembly.distiller, *assembly.optimizers.values())
-    state = TrainState(
-        cfg=config,
-        fabric=fabric,
-        module=module,
-        distiller=assembly.distiller,
-        teacher=assembly.teacher,
-        optimizers=dict(zip(assembly.optimizers, optimizers)),
-        guard=Guard(config.guard),
-        failures=Failures(),
-    )
-    side = config.views.global_size
-    grid = next(iter(assembly.distiller.learners().values())).model.image.grid(side, side)
-    batches = iter(build_loader(source, config, assembly.tokenizer, grid=grid))
+    state = training_state(config, fabric, assembly, Failures())
+    state.module.train()
+    batches = iter(Built(config, fabric, source, assembly, kept=None).loader(0))
     return partial(optimiser_step, state, [next(batches) for _ in range(config.train.accumulate)])
