@@ -180,9 +180,9 @@ def _train(state: TrainState, assembly: Assembly, loader: Any, folder: Path, con
     try:
         train(state, iter(loader), hooks)
         finished = True
-        lost = state_io.losses(state)
+        lost = state_io.lost_data(state)
     except Interrupted:
-        lost = state_io.losses(state)
+        lost = state_io.lost_data(state)
         if fabric.is_global_zero:
             console.print(
                 f"Stopped at step {state.step} of {cfg.train.steps}, saved. "
@@ -195,11 +195,11 @@ def _train(state: TrainState, assembly: Assembly, loader: Any, folder: Path, con
         if log is not None:
             log.close()
         if fabric.is_global_zero:
-            _report_losses(*lost, cfg.text.context, console, finished)
+            _report_lost(*lost, cfg.text.context, console, finished)
     return RunResult(folder, state.step, True, _last_row(folder))
 
 
-def _report_losses(failures: Failures, cut: int, context: int, console: Console, finished: bool) -> None:
+def _report_lost(failures: Failures, cut: int, context: int, console: Console, finished: bool) -> None:
     report = failures.report()
     if report:
         console.print(report)

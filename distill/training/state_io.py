@@ -26,7 +26,7 @@ from teachers.frozen import FrozenTeacher
 
 def save(state: TrainState, assembly: Assembly, folder: Path) -> None:
     """Writes the checkpoint of this step with every rank's random state: rank 0 one file, or all ranks their shards."""
-    plain, shards = shard_files.split(_content(state, assembly, _gather_rng(state.fabric), *losses(state)))
+    plain, shards = shard_files.split(_content(state, assembly, _gather_rng(state.fabric), *lost_data(state)))
     if shards:
         checkpoint.save_shards(folder, state.step, plain, shards, state.cfg.train.keep, state.fabric)
     elif state.fabric.is_global_zero:
@@ -34,7 +34,7 @@ def save(state: TrainState, assembly: Assembly, folder: Path) -> None:
     state.fabric.barrier()
 
 
-def losses(state: TrainState) -> tuple[Failures, int]:
+def lost_data(state: TrainState) -> tuple[Failures, int]:
     """What all ranks lost of their data so far: samples that failed, and captions that were cut. Collective."""
     ranks = all_gather_objects((state.failures, state.cut))
     return Failures.together([failures for failures, _ in ranks]), sum(cut for _, cut in ranks)
