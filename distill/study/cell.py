@@ -159,6 +159,7 @@ def peak_memory_mb() -> float:
 
 def end_with_parent() -> None:
     """Stop (as on Ctrl-C) when the runner ends, however it ends: standard input is a pipe that it holds open."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background of a script ignores it
     source = sys.stdin.fileno()
     if not stat.S_ISFIFO(os.fstat(source).st_mode):
         return
@@ -172,6 +173,5 @@ def end_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner in the background of a script ignores it
     end_with_parent()
     sys.exit(main(Path(sys.argv[1])))
