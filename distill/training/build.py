@@ -22,6 +22,8 @@ TOKENIZER_CAPTIONS = 20_000  # captions read to train the word tokenizer
 
 @dataclass
 class Built:
+    """What a recipe became here: its configuration worked out, its processes started, data and models in place."""
+
     cfg: Config
     fabric: Fabric  # with its processes started
     source: Any
