@@ -334,7 +334,9 @@ class TrainConfig:
         "but what goes into attention and comes out of it",
         choices=("none", "full", "selective"),
     )
-    threads: int | None = opt(None, "CPU threads per process (null: cores / processes)", low=1)
+    threads: int | None = opt(
+        None, "CPU threads per process (null: cores / processes; for one process at most OMP_NUM_THREADS)", low=1
+    )
     compile: str = opt(
         "none",
         "torch.compile, worth it on GPUs: none; blocks: transformer blocks and the softmaxes of the prototype loss",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from distill.config.load import load_config
 from distill.config.resolved import Resolved
 from distill.config.schema import Config
+from distill.cores import threads_each
 from distill.errors import UserError
 from distill.preflight.cost import Cost, images_at_once, step_cost
 from distill.preflight.counts import Counts, count_models
@@ -129,8 +129,7 @@ def plan_on_cpu(resolved: Resolved, counts: Counts) -> Plan:
     """By short probes on this machine, with the threads that one process of the run would have."""
     config = resolved.config
     precision = choose_precision(replace(config.train, accelerator="cpu"))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = config.train.threads or max(1, cores // config.train.devices)
+    threads = config.train.threads or threads_each(config.train.devices)
     plan = _plan(resolved, counts, precision, CPU, f"{cpu_name()}, probed with {threads} threads")
     plan.capacity = psutil.virtual_memory().available / config.train.devices
     before = torch.get_num_threads()

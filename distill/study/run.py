@@ -17,6 +17,7 @@ from rich.console import Console
 
 from distill.config.load import load_config
 from distill.config.schema import Config
+from distill.cores import cores
 from distill.errors import UserError
 from distill.study.display import Display, clock
 from distill.study.keep import Keeper, small_results
@@ -195,11 +196,10 @@ def divide_machine(parallel: int | None, plan: Plan) -> tuple[int, int, list[str
     """
     if parallel is not None and parallel < 1:
         raise UserError(f"--parallel {parallel}: at least 1 cell must run at a time.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     accelerator = next(iter(plan.cells.values())).content["train.accelerator"]
     gpus = [] if accelerator == "cpu" else _gpus()
-    slots = parallel or max(1, len(gpus) or min(cores, len(plan.cells)))
-    return slots, max(1, cores // slots), gpus
+    slots = parallel or max(1, len(gpus) or min(cores(), len(plan.cells)))
+    return slots, max(1, cores() // slots), gpus
 
 
 def _gpus() -> list[str]:

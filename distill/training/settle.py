@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from distill.config.load import Resolved
+from distill.cores import threads_each
 from distill.data.decoders import choose_decoder
 from distill.errors import UserError
 from distill.training.precision import choose_precision, slow_precision
@@ -39,8 +38,7 @@ def settle_hardware(resolved: Resolved) -> None:
     if train.precision == "auto":
         resolved.set_auto("train.precision", choose_precision(train))
     if train.threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        resolved.set_auto("train.threads", max(1, cores // here))
+        resolved.set_auto("train.threads", threads_each(here))
 
 
 def record_settled(resolved: Resolved) -> None:

@@ -111,10 +111,19 @@ def test_processes_that_a_launcher_started(fabric_arguments, monkeypatch, starte
 
 
 def test_threads_as_asked_or_an_even_share_of_the_cores(fabric_arguments, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
     for devices, threads, expected in ((1, 2, 2), (1, None, 6), (2, None, 3)):
         fabric_arguments(0, **{"train.threads": threads, "train.devices": devices})
         assert torch.get_num_threads() == expected
+
+
+def test_a_process_alone_keeps_to_omp_num_threads(fabric_arguments, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)))
+    for asked, devices, expected in (("2", 1, 2), ("4,2", 1, 4), ("99", 1, 6), ("0", 1, 6), ("", 1, 6), ("1", 2, 3)):
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+        fabric_arguments(0, **{"train.threads": None, "train.devices": devices})
+        assert torch.get_num_threads() == expected, asked
 
 
 def test_too_many_unreadable_samples_stop_a_run(small_run, monkeypatch):
