@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distill.config.schema import HeadsConfig
+from distill.models.unit import unit
 
 
 class PrototypeHead(nn.Module):
@@ -29,11 +29,11 @@ class PrototypeHead(nn.Module):
 
     def bottleneck(self, x: Tensor) -> Tensor:
         """`x [..., D]` -> `[..., d]` of length 1, float32."""
-        return F.normalize(self.mlp(x).float(), dim=-1)
+        return unit(self.mlp(x).float())
 
     def directions(self) -> Tensor:
         """The prototypes `[K, d]`, each of length 1, float32."""
-        return F.normalize(self.prototypes.float(), dim=-1)
+        return unit(self.prototypes.float())
 
     def forward(self, x: Tensor) -> Tensor:
         """`x [..., D]` -> cosines `[..., K]`, float32 under autocast too; divide by a temperature for logits.
