@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from distill.objectives.precision import add_rough_product, full, matmul, rough_matmul
+from distill.objectives.precision import add_product, full, matmul, rough
 from distill.objectives.prototypes import TokenTargets, chunk_rows
+from distill.objectives.scratch import Scratch
 
 
 class CrossEntropy(NamedTuple):
@@ -82,23 +83,35 @@ class _Fused(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> Any:  # grad: scalar
         grad_student, grad_directions = ctx.saved_tensors
-        return (grad * grad_student).to(ctx.dtypes[0]), (grad * grad_directions).to(ctx.dtypes[1]), None, None, None
+        by_student, by_directions = torch.empty_like(grad_student), grad_directions.new_empty(grad_directions.shape)
+        torch.mul(grad, grad_student, out=by_student)
+        torch.mul(grad, grad_directions, out=by_directions)  # [K, d], laid out as the directions are
+        return by_student.to(ctx.dtypes[0]), by_directions.to(ctx.dtypes[1]), None, None, None
 
 
-def _softmaxes(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Of `[t, K]` logits z and targets p: cross-entropies `[t]` and their slopes `softmax(z) - p`, `[t, K]`."""
-    probs = logits.softmax(dim=-1)
+def _softmaxes(logits: Tensor, target: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Of `[t, K]` logits z and targets p: cross-entropies `[t]` and their slopes `softmax(z) - p`, `[t, K]`.
+
+    Overwrites `logits`. `out`: where the slopes go.
+    """
+    probs = torch.softmax(logits, dim=-1, out=out)
     log_norm = logits.amax(dim=-1) - probs.amax(dim=-1).log()  # [t] logsumexp(z), from the largest entry
-    return log_norm - torch.linalg.vecdot(target, logits), probs.sub_(target)
+    return log_norm - logits.mul_(target).sum(dim=-1), probs.sub_(target)
 
 
-_run_softmaxes: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _softmaxes
+_compiled_softmaxes: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
 
 
 def use_compiled_softmaxes(compiled: bool, backend: str | Callable[..., Any] = "inductor") -> None:
     """Whether `_softmaxes` goes through torch.compile, which makes one kernel of its passes over a chunk."""
-    global _run_softmaxes
-    _run_softmaxes = torch.compile(_softmaxes, backend=backend, dynamic=False) if compiled else _softmaxes
+    global _compiled_softmaxes
+    _compiled_softmaxes = torch.compile(_softmaxes, backend=backend, dynamic=False) if compiled else None
+
+
+def _run_softmaxes(logits: Tensor, target: Tensor, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    if _compiled_softmaxes is not None:
+        return _compiled_softmaxes(logits, target)
+    return _softmaxes(logits, target, out=scratch.take("slope", logits.shape, like=logits))
 
 
 def _forward(
@@ -118,13 +131,19 @@ def _forward(
     tokens = torch.empty(len(student), dtype=dtype, device=student.device)
     grad_student = torch.empty(student.shape if gradients else (0, 0), dtype=dtype, device=student.device)
     grad_directions = torch.zeros(directions.T.shape if gradients else (0, 0), dtype=dtype, device=student.device)
+    if gradients:
+        rough_scaled, rough_directions = rough(full(scaled)), rough(full(directions))  # once, not chunk by chunk
+    scratch = Scratch()
     for start in range(0, len(student), chunk):
         rows = slice(start, start + chunk)
-        target = targets.chunk(rows)  # [t, K]
-        logits = matmul(scaled[rows], directions.T)  # [t, K]
+        size = (len(scaled[rows]), len(directions))  # t, K
+        target = targets.chunk(rows, scratch)  # [t, K]
+        logits = matmul(scaled[rows], directions.T, out=scratch.take("logits", size, like=tokens))  # [t, K]
         with torch.autocast(student.device.type, enabled=False):  # it would round the products
-            tokens[rows], slope = _run_softmaxes(logits, target)
-        if gradients:
-            grad_student[rows] = rough_matmul(slope, directions) / temperature
-            add_rough_product(grad_directions, scaled[rows].T, slope)
+            tokens[rows], slope = _run_softmaxes(logits, target, scratch)
+            if gradients:
+                if slope.dtype != rough_scaled.dtype:
+                    slope = scratch.take("rough slope", size, like=rough_scaled).copy_(slope)
+                grad_student[rows] = full(slope @ rough_directions) / temperature
+                add_product(grad_directions, rough_scaled[rows].T, slope, scratch)
     return tokens, grad_student, grad_directions.T

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from distill.objectives.distributed import all_reduce_max, all_reduce_sum
 from distill.objectives.precision import full, matmul
+from distill.objectives.scratch import Scratch
 
 CHUNK_BYTES = {"cpu": 1 << 19, "cuda": 1 << 28}  # one chunk's matrix: fits a core's cache; keeps the GPU busy
-CHUNK_ROWS = 128  # at least, or adding up the gradient of the directions costs more than it saves
+CHUNK_ROWS = 256  # at least, or adding up the gradient of the directions costs more than it saves
 
 
 def chunk_rows(directions: Tensor) -> int:
@@ -97,11 +98,16 @@ class PrototypeTargets:
         """The targets of the tokens `rows` (int64 `[T]`, counted in raster order)."""
         return replace(self, bottleneck=self.bottleneck.flatten(0, -2)[rows])
 
-    def chunk(self, rows: slice) -> Tensor:
-        """`[t, K]`: the distributions of the tokens in `rows`, counted in raster order; fp32."""
+    def chunk(self, rows: slice, scratch: Scratch | None = None) -> Tensor:
+        """`[t, K]`: the distributions of the tokens in `rows`, counted in raster order; fp32.
+
+        With `scratch` they lie in its `target`, and its `logits` are overwritten.
+        """
         x = self.bottleneck.detach().flatten(0, -2)[rows] / self.temperature  # [t, d]
-        logits = matmul(x, self.directions.T)  # [t, K]
-        return logits.sub_(self.center / self.temperature).softmax(dim=-1)
+        size = (len(x), len(self.directions))
+        places = [scratch.take(name, size, like=full(x)) if scratch else None for name in ("logits", "target")]
+        logits = matmul(x, self.directions.T, out=places[0])  # [t, K]
+        return torch.softmax(logits.sub_(self.center / self.temperature), dim=-1, out=places[1])
 
     def probs(self) -> Tensor:
         """`[..., K]`: all of them."""
@@ -118,7 +124,7 @@ class ReadyTargets:
         """The targets of the tokens `rows` (int64 `[T]`, counted in raster order)."""
         return replace(self, probs=self.probs.flatten(0, -2)[rows])
 
-    def chunk(self, rows: slice) -> Tensor:
+    def chunk(self, rows: slice, scratch: Scratch | None = None) -> Tensor:
         """`[t, K]`: the distributions of the tokens in `rows`, counted in raster order; fp32."""
         return full(self.probs.detach().flatten(0, -2)[rows])
 

@@ -125,18 +125,23 @@ def _heads(config: Config, counts: Counts, images: int, precision: str) -> float
     if objective.contrastive.weight > 0:
         kind = "cpu" if config.train.accelerator == "cpu" else "cuda"
         kept += 4 * min(4.0 * images**2, PART_BYTES[kind])  # similarities are made in parts
-    return kept + _prototype_matrices(config, counts, images)
+    return kept + _prototype_matrices(config, counts, images, low)
 
 
-def _prototype_matrices(config: Config, counts: Counts, images: int) -> float:
-    """Tokens x prototypes matrices alive at once: four chunks. Sinkhorn-Knopp, which comes before, holds fewer."""
+def _prototype_matrices(config: Config, counts: Counts, images: int, low: float) -> float:
+    """Tokens x prototypes matrices alive at once: logits, targets and slopes of a chunk, in fp32.
+
+    In low precision also the rounded slopes and their product with the chunk's tokens. Sinkhorn-Knopp, which comes
+    before, holds fewer.
+    """
     patch, prototypes = config.objective.patch, config.heads.prototypes
     if patch.weight == 0 or patch.target == "features":
         return 0.0
     tokens = images * _patches(config, counts.models[0])
     kind = "cpu" if config.train.accelerator == "cpu" else "cuda"
     rows = min(tokens, max(CHUNK_ROWS, CHUNK_BYTES[kind] // (4 * prototypes)))
-    return 4.0 * prototypes * 4 * rows
+    rounded = low * prototypes * (rows + config.heads.bottleneck) if low < 4 else 0.0
+    return 4.0 * prototypes * 3 * rows + rounded
 
 
 def _patches(config: Config, model: Model) -> int:
