@@ -122,3 +122,26 @@ def test_the_planning_page_shows_what_the_tool_says():
     said = lines(make_plan(recipe, words)[0])
     assert len(shown) > 10
     assert [line for line in shown if line not in said] == []
+
+
+def test_the_points_on_the_planning_page_are_what_the_tool_says():
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    points = " ".join(page.partition("What bounds it:")[2].split())
+    gib = lambda plan: plan.cost.total_memory / 2**30  # noqa: E731
+    h200 = ["gpus=64", "gpu=h200"]
+    whole = make_plan("pretrain/tipsv2_g14", h200)[0]
+    products = whole.parts["matrix products"] / whole.seconds
+    assert f"({products:.0%} of the step, {whole.utilisation:.0%} of the peak)".replace("%", " %") in points
+    assert f"128 images at once would need {gib(whole):.0f} GiB" in points
+    parts = make_plan("pretrain/tipsv2_g14", [*h200, "train.accumulate=4"])[0]
+    assert f"`train.accumulate=4` brings that to {gib(parts):.0f} GiB" in points
+    assert f"{parts.seconds:.2f} s a step, {24 * parts.days:.0f} hours" in points
+    h100 = ["gpus=512", "gpu=h100"]
+    none, selective = (
+        make_plan("pretrain/tipsv2_g14_highres", [*h100, f"train.checkpointing={how}"])[0]
+        for how in ("none", "selective")
+    )
+    more = selective.seconds / none.seconds - 1
+    assert f"for 8 images: {gib(none):.0f} GiB of the {none.capacity / 2**30:.0f} that" in points
+    assert f"brings to {gib(selective):.0f} for {100 * more:.0f} % more time" in points
+    assert f"take about {24 * selective.days:.1f} hours on 512 H100" in points
