@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 
@@ -14,13 +15,14 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        self._made: dict[str, Tensor] = {}
+        self._made: dict[tuple[str, torch.dtype], Tensor] = {}
 
     def take(self, name: str, size: Sequence[int], like: Tensor) -> Tensor:
         """The matrix `name` of `size` (rows, columns), any content, of the dtype and on the device of `like`.
 
         The first one taken is the largest: later ones have as many rows or fewer. It is the same memory each time.
         """
-        if name not in self._made:
-            self._made[name] = like.new_empty(tuple(size))
-        return self._made[name][: size[0]]
+        key = (name, like.dtype)
+        if key not in self._made:
+            self._made[key] = like.new_empty(tuple(size))
+        return self._made[key][: size[0]]

@@ -147,3 +147,14 @@ def test_autocast_keeps_logits_exact_and_multiplies_gradients_in_low_precision(c
         assert a.dtype == torch.float32
         assert not torch.equal(a, b)
         assert (a - b).norm() < 0.03 * b.norm()
+
+
+def test_targets_may_be_of_another_precision_than_the_student(case):
+    student, directions, targets = case
+    parts = (targets.bottleneck.float(), targets.directions.float(), targets.center.float())
+    rounded = PrototypeTargets(*parts, targets.temperature)
+    mixed = prototype_cross_entropy(student, directions, rounded, 0.1, chunk=4)
+    assert mixed.tokens.dtype == torch.float64
+    torch.testing.assert_close(
+        mixed.tokens, prototype_cross_entropy(student, directions, targets, 0.1).tokens, rtol=1e-5, atol=1e-5
+    )
