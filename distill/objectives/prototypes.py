@@ -125,7 +125,7 @@ class ReadyTargets:
         return replace(self, probs=self.probs.flatten(0, -2)[rows])
 
     def chunk(self, rows: slice, scratch: Scratch | None = None) -> Tensor:
-        """`[t, K]`: the distributions of the tokens in `rows`, counted in raster order; fp32."""
+        """As `PrototypeTargets.chunk`; needs no `scratch`."""
         return full(self.probs.detach().flatten(0, -2)[rows])
 
 
