@@ -64,9 +64,8 @@ def peak_memory(prepare: Callable[..., Callable[[], Any]], *args: Any, threads: 
     """
     if not fresh:
         return _rise(prepare, args, threads)
-    context = multiprocessing.get_context("forkserver")  # imports once, then forks before any thread has started
-    context.set_forkserver_preload(["distill.bench.ours"])
-    with context.Pool(1) as pool:
+    # not forked: a fork maps the libraries' code anew, page by page, and the call would be charged for it
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(partial(_rise, prepare, args, threads))
 
 

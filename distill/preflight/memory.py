@@ -1,8 +1,9 @@
 """Memory of one training step on one device, part by part, in bytes.
 
 What is kept is counted from the modules: for each block and token the residual sums in fp32, and what enters or leaves
-attention and the hidden layer in the precision of activations. The tests compare
-with the storages that autograd really keeps.
+attention and the hidden layer in the precision of activations. The tests compare with the storages that autograd
+really keeps. Gradients come as activations go, so of the two only the larger counts, where no gradients are there from
+the start.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from distill.preflight.cost import Pass
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of an activation
-LIBRARIES = 48.0 * (1 << 20)  # what a CPU step takes besides: thread pools, compiled kernels; measured on tiny recipes
+MIB = 1 << 20
+LIBRARIES = {"fp32": 30.0 * MIB, "bf16": 60.0 * MIB}  # code that first steps bring in, and make, on a CPU; measured
+HOLES = 0.5  # of what a step takes and gives back: freed pieces on a CPU's heap that nothing fits into; 0.45 to 0.56
 CHECKPOINTING = ("none", "selective", "full")
 
 
@@ -47,18 +50,30 @@ def step_memory(
     towers = config.train.devices if teacher.shard else 1  # devices that share the teacher's
     low = 0.0 if precision == "fp32" else 2.0  # autocast keeps a copy of what is trained until the backward pass
     outside = sum(model.heads for model in counts.models if model.trained)  # blocks keep no copies
-    return {
-        "weights": 4.0 * (counts.trained / spread + counts.frozen / (towers if teacher.mode == "frozen" else 1)),
-        "gradients": 4.0 * counts.trained / spread,
-        "optimiser": (8.0 if config.optim.name == "adamw" else 0.1) * counts.trained / spread,
-        "averaged copies": 4.0 * counts.averaged / (towers if teacher.mode == "ema" else 1),
-        "low-precision copies": low * outside,  # whole on every device, however weights are spread
+    passing = {
         "activations": _activations(config, counts, passes, images, precision, layout),
         "heads and losses": _heads(config, counts, images, precision),
         "views": _views(config, images),
         "working space": _working(config, counts, passes, images, precision, layout),
-        "libraries": LIBRARIES if config.train.accelerator == "cpu" else 0.0,
     }
+    comes_and_goes = sum(passing.values())
+    gradients = 4.0 * counts.trained / spread
+    on_cpu = config.train.accelerator == "cpu"
+    return {
+        "weights": 4.0 * (counts.trained / spread + counts.frozen / (towers if teacher.mode == "frozen" else 1)),
+        "gradients": gradients if _gradients_stay(config, layout) else max(0.0, gradients - comes_and_goes),
+        "optimiser": (8.0 if config.optim.name == "adamw" else 0.1) * counts.trained / spread,
+        "averaged copies": 4.0 * counts.averaged / (towers if teacher.mode == "ema" else 1),
+        "low-precision copies": low * outside,  # whole on every device, however weights are spread
+        **passing,
+        "holes in the heap": HOLES * comes_and_goes if on_cpu else 0.0,
+        "libraries": LIBRARIES[precision] if on_cpu else 0.0,
+    }
+
+
+def _gradients_stay(config: Config, layout: Layout) -> bool:
+    """Whether gradients hold their memory while activations are there: between micro-batches, and in DDP's buckets."""
+    return config.train.accumulate > 1 or (config.train.devices > 1 and layout.spread == 1)
 
 
 def kept_bytes(arch: Arch, text: bool, precision: str, checkpointing: str = "none") -> float:

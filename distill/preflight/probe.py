@@ -1,8 +1,9 @@
 """Seconds of a training step on this CPU, from short probes: every kind of work once, at the recipe's own shapes.
 
-One block of each tower is run for each kind of pass and counted as often as the recipe has blocks; so are the patch
-embedding, the heads, the losses over prototypes and the optimiser. Nothing is built whole, so that a plan takes seconds
-where the step itself might not even fit.
+Blocks of each tower are run for each length of sequence and counted as often as the recipe has them: as many in a row
+as are quick, so that what they keep leaves the caches as it does in a step. So are the patch embedding, the heads, the
+losses over prototypes and the optimiser. Nothing is built whole, so that a plan takes seconds where the step itself
+might not even fit.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import reduce
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,6 +32,7 @@ from distill.preflight.cost import Pass, depth_of, head_tokens, images_at_once
 from distill.preflight.counts import Counts, Model
 
 BUDGET = 0.3  # seconds for each probe, or three calls
+ROW = 0.2  # seconds that blocks in a row may take, unless it is one
 TOKENS = 4096  # most tokens of a probe; more are scaled up
 ROWS = 512  # most tokens in a probe of the losses over prototypes
 SIDE, MATRICES = 724, 8  # of the matrices in the optimiser's probe: 4 M parameters
@@ -42,11 +47,11 @@ def cpu_seconds(
     micro = config.train.accumulate
     parts = dict.fromkeys(("blocks", "patch embedding", "heads", "losses over prototypes", "optimiser"), 0.0)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        for one in packed(passes):
+            parts["blocks"] += micro * _blocks(one, models[one.model], config, images, clock)
         for one in passes:
-            model = models[one.model]
-            parts["blocks"] += micro * _blocks(one, model, config, images, clock)
             if one.what != "text":
-                parts["patch embedding"] += micro * _embedding(one, model, config, images, clock)
+                parts["patch embedding"] += micro * _embedding(one, models[one.model], config, images, clock)
         for model in counts.models:
             if model.role != "teacher (frozen)":
                 parts["heads"] += micro * _heads(model, config, images, clock)
@@ -55,15 +60,25 @@ def cpu_seconds(
     return parts
 
 
+def packed(passes: list[Pass]) -> list[Pass]:
+    """Passes through the same blocks with sequences of the same length as one, as trunks run them."""
+    found: dict[tuple[str, bool, int, bool], Pass] = {}
+    for one in passes:
+        key = (one.model, one.what == "text", one.tokens, one.trained)
+        before = found.get(key)
+        found[key] = one if before is None else replace(before, sequences=before.sequences + one.sequences)
+    return list(found.values())
+
+
 def seconds(call: Callable[[], Any], clock: Clock) -> float:
-    """The quickest of at least three calls, after one that does not count; about BUDGET seconds in all."""
+    """The median of at least three calls, after one that does not count; about BUDGET seconds in all."""
     call()
     found: list[float] = []
     while len(found) < 3 or (sum(found) < BUDGET and len(found) < 30):
         began = clock()
         call()
         found.append(clock() - began)
-    return min(found)
+    return median(found)
 
 
 def step_of(module: Callable[[Tensor], Tensor], x: Tensor, trained: bool) -> Callable[[], None]:
@@ -84,11 +99,18 @@ def _blocks(one: Pass, model: Model, config: Config, images: int, clock: Clock) 
     text = one.what == "text"
     sequences = images * one.sequences
     some = min(sequences, max(1, TOKENS // one.tokens))
-    block = _block(model.arch, text, config)
+    depth = depth_of(model, config, text)
     x = torch.randn(some, one.tokens, model.arch.width)
-    valid = torch.ones(some, 1, 1, one.tokens, dtype=torch.bool)
-    run = (lambda x: block(x, attn_mask=valid)) if text else block
-    return seconds(step_of(run, x, one.trained), clock) * sequences / some * depth_of(model, config, text)
+    valid = torch.ones(some, 1, 1, one.tokens, dtype=torch.bool) if text else None
+
+    def of(number: int) -> float:
+        blocks = [_block(model.arch, text, config) for _ in range(number)]
+        in_a_row = lambda x: reduce(lambda out, block: block(out, attn_mask=valid), blocks, x)  # noqa: E731
+        return seconds(step_of(in_a_row, x, one.trained), clock) / number
+
+    single = of(1)
+    row = min(depth, int(ROW / single))
+    return (of(row) if row > 1 else single) * sequences / some * depth
 
 
 def _block(arch: Arch, text: bool, config: Config) -> nn.Module:

@@ -69,7 +69,7 @@ def memory(layout: memory_module.Layout | None = None, **changes) -> dict[str, f
 
 def test_spreading_divides_what_is_trained():
     whole, spread = memory(), memory(memory_module.Layout(spread=4))
-    for name in ("gradients", "optimiser", "weights"):
+    for name in ("optimiser", "weights"):
         assert spread[name] == whole[name] / 4
     assert spread["averaged copies"] == whole["averaged copies"]
     assert spread["activations"] == whole["activations"]
@@ -85,6 +85,34 @@ def test_no_balance_holds_whole_matrices(balance):
         return eight - four
 
     assert grown(4096) == grown(8192) > 0
+
+
+COMES_AND_GOES = ("activations", "heads and losses", "views", "working space")
+
+
+def test_gradients_count_where_they_are_there_with_the_activations():
+    """Between micro-batches and in DDP's buckets; on one device, and spread, only as far as they are more."""
+
+    def trained_and_memory(arch: str = "tiny/8", **changes) -> tuple[float, dict[str, float]]:
+        config, cost = plan(arch, 64, **changes)
+        return 4.0 * count_models(config).trained, cost.memory
+
+    weights, one = trained_and_memory("B/16")
+    assert weights > sum(one[name] for name in COMES_AND_GOES)
+    assert one["gradients"] + sum(one[name] for name in COMES_AND_GOES) == pytest.approx(weights)
+    assert trained_and_memory(**{"train.batch": 64})[1]["gradients"] == 0
+    for more in ({"train.accumulate": 2}, {"train.devices": 2}):
+        weights, many = trained_and_memory(**{"train.batch": 64}, **more)
+        assert many["gradients"] == weights
+    spread = {"train.batch": 64, "train.devices": 2, "train.strategy": "fsdp"}
+    assert trained_and_memory(**spread)[1]["gradients"] == 0
+
+
+def test_a_cpu_has_holes_in_its_heap_and_libraries_besides():
+    on_gpu, on_cpu = (memory(**{"train.accelerator": kind}) for kind in ("cuda", "cpu"))
+    assert on_gpu["libraries"] == on_gpu["holes in the heap"] == 0
+    assert on_cpu["libraries"] > 0
+    assert on_cpu["holes in the heap"] == memory_module.HOLES * sum(on_cpu[name] for name in COMES_AND_GOES)
 
 
 class Largest(TorchDispatchMode):

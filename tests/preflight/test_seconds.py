@@ -6,12 +6,13 @@ from dataclasses import replace
 from itertools import count
 
 import pytest
+from torch import nn
 
 from distill.preflight.cost import step_cost
 from distill.preflight.counts import count_models
 from distill.preflight.hardware import ATTENTION_SHARE, GPUS, LINK_SHARE, MATRIX_SHARE, NETWORK, find_gpu
 from distill.preflight.memory import Layout
-from distill.preflight.probe import cpu_seconds, seconds
+from distill.preflight.probe import cpu_seconds, packed, seconds
 from distill.preflight.roofline import exchange_seconds, gpu_seconds
 from tests.preflight.test_cost import plan
 
@@ -100,10 +101,10 @@ class Steady:
         return float(next(self.ticks))
 
 
-def test_the_quickest_call_counts():
+def test_the_median_call_counts():
     times = iter([0, 5, 10, 12, 20, 27])
     calls = []
-    assert seconds(lambda: calls.append(1), lambda: next(times)) == 2
+    assert seconds(lambda: calls.append(1), lambda: next(times)) == 5
     assert len(calls) == 4
 
 
@@ -112,7 +113,8 @@ def test_probes_count_each_kind_of_work_as_often_as_the_recipe():
     counts = count_models(config)
     parts = cpu_seconds(config, counts, cost.passes, "fp32", Steady())
     micro, depth = 2, 2
-    assert parts["blocks"] == micro * 6 * depth  # clean, masked, locals, text, and the first pass's clean, text
+    # clean and masked together, locals, text, and the first pass's clean, text
+    assert parts["blocks"] == micro * 5 * depth
     assert parts["patch embedding"] == micro * 4
     assert parts["heads"] == micro * 2  # the student's and the teacher's
     assert parts["losses over prototypes"] == micro * (1 + 2)  # directions, patches (no more than those); CLS
@@ -126,6 +128,34 @@ def test_more_work_than_a_probe_takes_is_scaled_up(monkeypatch):
     parts = cpu_seconds(config, count_models(config), clean, "fp32", Steady())
     probed = 200 // 66
     assert parts["blocks"] == pytest.approx(2 * 512 / probed)
+
+
+def test_passes_of_one_length_through_one_trunk_are_probed_together():
+    _, cost = plan("tiny/8", 64, **FULL, **{"train.accumulate": 2})
+    found = [(one.what, one.sequences, one.trained) for one in packed(cost.passes)]
+    trained = [("clean", 2, True), ("locals", FULL["views.locals"], True), ("text", 2, True)]
+    assert found == [*trained, ("clean", 1, False), ("text", 2, False)]
+
+
+def test_quick_blocks_are_probed_in_a_row_and_each_is_counted_as_often_as_the_recipe_has_it(monkeypatch):
+    """By a clock that only blocks move on: three of them fit into the fifth of a second that a row may take."""
+    time, rows = [0.0], []
+
+    class Block(nn.Module):
+        def forward(self, x, attn_mask=None):
+            time[0] += 0.06
+            return 2 * x
+
+    def clock() -> float:
+        rows.append(time[0])
+        return time[0]
+
+    monkeypatch.setattr("distill.preflight.probe._block", lambda *_: Block())
+    config, cost = plan("tiny/8", 64, **{"students.0.depth": 9})
+    clean = [one for one in cost.passes if one.what == "clean"]
+    assert cpu_seconds(config, count_models(config), clean, "fp32", clock)["blocks"] == pytest.approx(9 * 0.06)
+    calls = {round(after - before, 2) for before, after in zip(rows, rows[1:])}
+    assert calls == {0.0, 0.06, 0.18}
 
 
 def test_texts_are_trimmed_on_a_cpu_alone():
