@@ -17,7 +17,7 @@ from rich.console import Console
 
 from distill.config.load import load_config
 from distill.config.schema import Config
-from distill.cores import cores
+from distill.cores import cores, threads_each
 from distill.errors import UserError
 from distill.study.display import Display, clock
 from distill.study.keep import Keeper, small_results
@@ -193,13 +193,14 @@ def divide_machine(parallel: int | None, plan: Plan) -> tuple[int, int, list[str
     """(cells at once, CPU threads a cell, GPUs to hand out).
 
     Tiny models use several cores badly, so a CPU runs a cell a core with one thread each; with GPUs it is a cell a GPU.
+    A cell takes OMP_NUM_THREADS at most, so that two studies can share a machine.
     """
     if parallel is not None and parallel < 1:
         raise UserError(f"--parallel {parallel}: at least 1 cell must run at a time.")
     accelerator = next(iter(plan.cells.values())).content["train.accelerator"]
     gpus = [] if accelerator == "cpu" else _gpus()
     slots = parallel or max(1, len(gpus) or min(cores(), len(plan.cells)))
-    return slots, max(1, cores() // slots), gpus
+    return slots, min(max(1, cores() // slots), threads_each(1)), gpus
 
 
 def _gpus() -> list[str]:

@@ -181,9 +181,13 @@ def test_without_a_terminal_changes_are_said_in_lines(play: Play) -> None:
 
 def test_cores_are_divided_among_cells(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     plan = plan_study(recipe, {"train.accelerator": "cpu"})
     assert divide_machine(None, plan) == (3, 2, [])  # three cells
     assert divide_machine(2, plan) == (2, 4, [])
+    assert divide_machine(16, plan) == (16, 1, [])
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # where another study runs beside it
+    assert divide_machine(2, plan) == (2, 2, [])
     assert divide_machine(16, plan) == (16, 1, [])
     with pytest.raises(UserError, match="--parallel 0"):
         divide_machine(0, plan)
