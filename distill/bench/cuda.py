@@ -13,9 +13,9 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from distill.bench import ours
+from distill.bench.measure import operations
 from distill.bench.prototype_loss import FULL, prepare
 from distill.bench.rows import Row, less, not_measured, plain
 
@@ -67,11 +67,12 @@ def model_rows(step: str, device: str, quick: bool) -> list[Row]:
     changes, teacher = STEPS[step]
     settings = SETTINGS | changes | (SMALL if quick else {}) | {"train.accelerator": device}
     small_teacher = "tiny/14" if quick and teacher else teacher
-    operations = count(*_step(settings | {"train.compile": "none"}, small_teacher))
+    state, batch = _step(settings | {"train.compile": "none"}, small_teacher)
+    needed = operations(lambda: ours.one_step(state, batch))
     state, batch = _step(settings, small_teacher)
     check_no_waits(lambda: ours.one_step(state, batch), device)
     second = seconds(lambda: ours.one_step(state, batch), device, 1 if quick else 20)
-    share = operations / second / matrix_rate(device, 256 if quick else 8192)
+    share = needed / second / matrix_rate(device, 256 if quick else 8192)
     return [plain(step, 1 / second, "steps/s"), plain(step, share, "share of the matrix rate")]
 
 
@@ -80,13 +81,6 @@ def _step(settings: dict[str, Any], teacher: str | None) -> tuple[Any, Any]:
     state = ours.start(ours.configure("pretrain/tipsv2_l14", settings), teacher)
     batch = ours.fake_batch(state.cfg, state.distiller.student("student").model.tokenizer.vocabulary)
     return state, batch.to(state.fabric.device)
-
-
-def count(state: Any, batch: Any) -> int:
-    """Floating-point operations of a step: matrix products, convolutions and attention, forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        ours.one_step(state, batch)
-    return counter.get_total_flops()
 
 
 def seconds(call: Callable[[], Any], device: str, rounds: int) -> float:

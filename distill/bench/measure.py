@@ -1,6 +1,7 @@
 """Time and memory, so that two ways can be compared on a machine that others use too.
 
-Times are medians of calls taken in turn (A B A B), wall and CPU time; memory is the peak of a process of its own.
+Times are medians of calls taken in turn (A B A B), wall and CPU time; memory is the peak of a process of its own;
+operations are counted by PyTorch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from statistics import median
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 MIB = 1 << 20
 Key = TypeVar("Key")
@@ -43,6 +45,16 @@ def interleave(calls: Mapping[Key, Callable[[], Any]], rounds: int, warmup: int 
                 cpu[name].append(time.process_time() - began_cpu)
                 wall[name].append(time.perf_counter() - began)
     return {name: Timing(median(wall[name]), median(cpu[name])) for name in calls}
+
+
+def operations(call: Callable[[], Any]) -> int:
+    """Floating-point operations of a call, its backward pass included: matrix products and convolutions.
+
+    Attention counts on a GPU alone, as PyTorch's counter does not know the kernel for CPUs.
+    """
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
 
 
 @contextmanager

@@ -5,7 +5,8 @@ step from lightly's public blocks (see `distill/bench/lightly_step.py`): a momen
 every view, whole matrices of prototype logits. Both start from the same weights and see the same batch, and their
 losses are checked to be the same before anything is timed. The first rows compare like with like, both in fp32 or both
 under bf16 autocast; then what `train.precision: auto` picks here meets the plain fp32 step, and the last rows say what
-`train.checkpointing: selective`, which needs less memory, costs. One CPU thread.
+`train.checkpointing: selective`, which needs less memory, costs. The operations of both say what there is to gain where
+matrix products take most of the time. One CPU thread.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from distill.bench import ours
 from distill.bench.lightly_step import LightlyStep, prepare_step
-from distill.bench.measure import interleave, use_threads
+from distill.bench.measure import interleave, operations, use_threads
 from distill.bench.rows import Row, less, more
 from distill.config.schema import Config
 from distill.training.precision import cpu_multiplies_bf16
@@ -83,12 +84,13 @@ def measure(quick: bool) -> list[Row]:
     with use_threads(1):
         steps = {(kind, p): prepare(kind, p, quick) for p in precisions for kind in ("ours", SELECTIVE, "lightly")}
         check_agreement(float(steps["ours", "fp32"]()), float(steps["lightly", "fp32"]()))
+        needed = {kind: operations(steps[kind, "fp32"]) / 1e9 for kind in ("ours", "lightly")}
         time = interleave(steps, rounds=1 if quick else 3)
     rows: list[Row] = []
     for kind, (mine, theirs) in product(("ours", SELECTIVE), pairs):
         what, a, b = label(mine, theirs, kind), time[kind, mine], time["lightly", theirs]
         rows += [more(what, 1 / a.wall, 1 / b.wall, "steps/s"), less(what, a.cpu, b.cpu, "s of CPU a step")]
-    return rows
+    return [*rows, less("operations but for attention", needed["ours"], needed["lightly"], "GFLOP a step")]
 
 
 def check_agreement(own: float, reference: float) -> None:
