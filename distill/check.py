@@ -150,7 +150,7 @@ def _cost_lines(report: Report, resolved: Resolved) -> list[str]:
     passes = [
         f"{p.model} {p.what} {p.sequences} x {p.tokens}{'' if p.trained else ' (no gradient)'}" for p in cost.passes
     ]
-    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in cost.memory.items())
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in cost.memory.items() if size)
     each = train.batch // (train.accumulate * train.devices)
     where = "the device" if train.devices == 1 else f"each of {train.devices} devices"
     return [
