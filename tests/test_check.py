@@ -59,6 +59,16 @@ def test_what_differs_is_shown(capsys):
     assert "18 masked, 18 visible" in out
 
 
+def test_memory_names_the_parts_that_there_are(capsys):
+    shown = {}
+    for kind in ("cuda", "cpu"):
+        check("pretrain/scenes_tiny", [f"train.accelerator={kind}", "train.precision=fp32"])
+        shown[kind] = next(line for line in capsys.readouterr().out.splitlines() if "memory on" in line)
+    assert all("activations" in line and "low-precision" not in line for line in shown.values())
+    assert "libraries" in shown["cpu"]
+    assert "libraries" not in shown["cuda"]
+
+
 def test_an_invalid_recipe_is_refused_by_the_code_that_run_uses(capsys):
     with pytest.raises(ConfigError, match=r"mask\.ration: unknown key"):
         check("pretrain/scenes_tiny", ["mask.ration=0.5"])
