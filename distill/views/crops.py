@@ -76,19 +76,19 @@ def apply_crops(image: np.ndarray, crops: Crops) -> tuple[np.ndarray, np.ndarray
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"crops need a uint8 image [H, W, 3]; got {image.dtype} {list(image.shape)}")
-    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).permute(2, 0, 1)[None]  # [1, 3, H, W]
     global_ = np.empty((3, crops.global_size, crops.global_size), np.uint8)
     local = np.empty((len(crops.boxes) - 1, 3, crops.local_size, crops.local_size), np.uint8)
     boxes = scaled_boxes(crops.boxes, crops.size, image.shape[:2])
     for box, flip, out in zip(boxes, crops.flips.tolist(), [global_, *local]):
-        _cut(pixels, box, flip, out)
+        _cut(image, box, flip, out)
     return global_, local
 
 
-def _cut(pixels: torch.Tensor, box: list[int], flip: bool, out: np.ndarray) -> None:
-    """Resizes `box` of `pixels`, uint8 `[1, 3, H, W]` with channels last in memory, into `out`, uint8 `[3, S, S]`."""
+def _cut(image: np.ndarray, box: list[int], flip: bool, out: np.ndarray) -> None:
+    """Resizes `box` of `image`, uint8 `[H, W, 3]`, into `out`, uint8 `[3, S, S]`."""
     left, top, right, bottom = box
-    part = pixels[:, :, top:bottom, left:right].contiguous(memory_format=torch.channels_last)  # the fast path for uint8
+    part = torch.from_numpy(image[top:bottom, left:right].copy())[None]  # [1, h, w, 3]
+    part = part.permute(0, 3, 1, 2)  # [1, 3, h, w], channels last in memory: the fast path for uint8
     resized = F.interpolate(part, size=out.shape[1:], mode="bicubic", antialias=True)[0].numpy()  # [3, S, S]
     out[:] = resized[:, :, ::-1] if flip else resized
 
