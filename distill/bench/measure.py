@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from distill.training.precision import cpu_multiplies_bf16
+
 MIB = 1 << 20
 Key = TypeVar("Key")
 
@@ -55,6 +57,11 @@ def operations(call: Callable[[], Any]) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
+
+
+def cpu_precisions() -> list[str]:
+    """The precisions that a run on this CPU would be given: fp32, and bf16 where the CPU has its products."""
+    return ["fp32", "bf16"] if cpu_multiplies_bf16() else ["fp32"]
 
 
 @contextmanager

@@ -17,10 +17,9 @@ from typing import Any
 
 from distill.bench import ours
 from distill.bench.lightly_step import LightlyStep, prepare_step
-from distill.bench.measure import interleave, operations, use_threads
+from distill.bench.measure import cpu_precisions, interleave, operations, use_threads
 from distill.bench.rows import Row, less, more
 from distill.config.schema import Config
-from distill.training.precision import cpu_multiplies_bf16
 
 SETTINGS: dict[str, Any] = {
     "students.0.arch": "S/14",
@@ -69,7 +68,7 @@ def prepare(kind: str, precision: str, quick: bool) -> Callable[[], Any]:
 
 def compared() -> tuple[list[str], list[tuple[str, str]]]:
     """The precisions that make sense on this CPU, and which of ours meets which of lightly's."""
-    precisions = ["fp32", "bf16"] if cpu_multiplies_bf16() else ["fp32"]
+    precisions = cpu_precisions()
     return precisions, [(p, p) for p in precisions] + [(p, "fp32") for p in precisions[1:]]
 
 

@@ -11,11 +11,10 @@ from typing import Any
 from unittest.mock import patch
 
 from distill.bench import ours
-from distill.bench.measure import interleave, use_threads
+from distill.bench.measure import cpu_precisions, interleave, use_threads
 from distill.bench.rows import Row, less
 from distill.models import attention
 from distill.models.vision import VisionTower
-from distill.training.precision import cpu_multiplies_bf16
 
 
 def prepare(plain: bool, precision: str) -> Callable[[], Any]:
@@ -36,7 +35,7 @@ def prepare(plain: bool, precision: str) -> Callable[[], Any]:
 
 
 def measure(quick: bool) -> list[Row]:
-    precisions = ["fp32", "bf16"] if cpu_multiplies_bf16() else ["fp32"]
+    precisions = cpu_precisions()
     with use_threads(1):
         calls = {(plain, p): prepare(plain, p) for plain in (False, True) for p in precisions}
         time = interleave(calls, rounds=1 if quick else 30, warmup=1 if quick else 5)
