@@ -150,14 +150,16 @@ def _cost_lines(report: Report, resolved: Resolved) -> list[str]:
     passes = [
         f"{p.model} {p.what} {p.sequences} x {p.tokens}{'' if p.trained else ' (no gradient)'}" for p in cost.passes
     ]
-    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in cost.memory.items() if size)
+    parts = ", ".join(f"{name} {_bytes(size)}" for name, size in cost.memory.items() if size >= 2**19)
     each = train.batch // (train.accumulate * train.devices)
-    where = "the device" if train.devices == 1 else f"each of {train.devices} devices"
+    device = "CPU" if train.accelerator == "cpu" else "GPU"
+    where = f"the {device}" if train.devices == 1 else f"each of {train.devices} {device}s"
+    here = "" if report.cpu_memory is None else f"; on this CPU {_bytes(report.cpu_memory)}"
     return [
         f"passes per image (sequences x tokens): {'; '.join(passes)}",
         f"{cost.image_tokens:,} image tokens, {cost.text_tokens:,} text tokens, {cost.flops:.3g} operations",
         f"{train.steps:,} steps: {cost.flops * train.steps:.3g} operations, {_time(report.device_days)} at 400 TFLOP/s",
-        f"memory on {where}, {each} images at a time, {report.precision}: {_bytes(cost.total_memory)} ({parts})",
+        f"memory on {where}, {each} images at a time, {report.precision}: {_bytes(cost.total_memory)} ({parts}){here}",
         f"prototype logits are made in chunks; whole, they would add {_bytes(cost.logits_saved)}",
     ]
 

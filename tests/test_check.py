@@ -67,6 +67,18 @@ def test_memory_names_the_parts_that_there_are(capsys):
     assert all("activations" in line and "low-precision" not in line for line in shown.values())
     assert "libraries" in shown["cpu"]
     assert "libraries" not in shown["cuda"]
+    assert "memory on the CPU" in shown["cpu"]
+    assert "memory on the GPU" in shown["cuda"]
+
+
+def test_without_a_gpu_memory_here_is_told_too(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    _, here = report(capsys, "pretrain/scenes_tiny", "train.accelerator=cpu")
+    check("pretrain/scenes_tiny", [])
+    line = next(line for line in capsys.readouterr().out.splitlines() if "memory on the GPU" in line)
+    assert line.endswith(f"; on this CPU {sum(here['cost']['memory'].values()) / 2**20:.0f} MiB")
+    _, asked = report(capsys, "pretrain/scenes_tiny", "train.accelerator=cuda", "train.precision=fp32")
+    assert asked["cpu_memory"] is None
 
 
 def test_an_invalid_recipe_is_refused_by_the_code_that_run_uses(capsys):

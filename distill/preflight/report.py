@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from distill.preflight.cache import expected_cache
 from distill.preflight.cost import REFERENCE_FLOPS, Cost, step_cost
 from distill.preflight.counts import Counts, count_models
 from distill.preflight.data import DataReport, look_at_data
-from distill.training.precision import choose_precision
+from distill.training.precision import choose_precision, on_cpu
 from distill.training.receipts import head_only_saving, saving_table
 from students import parse_arch
 from teachers.cache_plan import CachePlan
@@ -34,7 +34,8 @@ class Report:
     data: DataReport
     precision: str
     counts: Counts | None = None
-    cost: Cost | None = None
+    cost: Cost | None = None  # with `train.accelerator=auto` that of a GPU
+    cpu_memory: float | None = None  # bytes a step takes here, where `auto` means the CPU
     grids: list[str] = field(default_factory=list)
     kept: str | None = None  # the cache of a frozen teacher's targets, and its size
     problems: list[str] = field(default_factory=list)
@@ -66,6 +67,9 @@ def preflight(resolved: Resolved) -> Report:
         report.problems.append(str(error))
         return report
     report.cost = step_cost(config, report.counts, report.precision)
+    if config.train.accelerator == "auto" and config.train.devices == 1 and on_cpu(config.train):
+        here = replace(config, train=replace(config.train, accelerator="cpu"))
+        report.cpu_memory = step_cost(here, count_models(here), report.precision).total_memory
     report.grids = grid_plan(config, report.counts)
     _add_cache(report, config)
     report.device_days = report.cost.flops * config.train.steps / REFERENCE_FLOPS / 86400
