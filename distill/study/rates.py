@@ -107,10 +107,12 @@ def load_rates(folder: Path) -> Tree | None:
 
 
 def rates_text(tree: Tree) -> str:
-    """What the table below it shows."""
+    """What the table below it shows, and which arms are not in it."""
+    untried = [name for name, arm in tree["arms"].items() if not arm["scores"]]
     return (
-        f"Every arm for {tree['fraction']:.0%} of its steps at half its learning rate, at its own and at twice it "
+        f"Arms for {tree['fraction']:.0%} of their steps at half their learning rate, at their own and at twice it "
         f"(seed {tree['seed']}); students learn from the fully trained teacher. {BEST}: the best of the three."
+        + (f" Not tried: {', '.join(untried)}." if untried else "")
     )
 
 
@@ -120,11 +122,12 @@ def rate_heads(tree: Tree) -> list[str]:
 
 
 def rate_rows(tree: Tree) -> list[list[str]]:
-    """A row an arm: its name, its rate, and its scores under each heading, the best of three marked."""
+    """A row for each arm that was tried: its name, its rate, and its scores under each heading, the best one marked."""
     columns = _columns(tree)
     return [
         [name, f"{arm['lr']:g}", *(text for column in columns for text in _marked(column, arm, len(tree["factors"])))]
         for name, arm in tree["arms"].items()
+        if arm["scores"]
     ]
 
 

@@ -12,7 +12,7 @@ import pytest
 from distill.cli import main
 from distill.errors import UserError
 from distill.study.markdown import study_part
-from distill.study.rates import load_rates, rate_rows
+from distill.study.rates import load_rates, rate_rows, rates_text
 from distill.study.report import build_report
 from distill.study.results import load_studies
 from distill.study.run import StudyResult
@@ -57,9 +57,13 @@ def test_the_best_of_three_is_marked_and_none_of_fewer() -> None:
     arms = {
         "whole": {"lr": 0.001, "steps": 5, "scores": {"linear_patch/accuracy": [0.5, 0.7, 0.6]}},
         "part": {"lr": 0.002, "steps": 5, "scores": {"linear_patch/accuracy": [0.5, None, 0.6]}},
+        "untried": {"lr": 0.002, "steps": 5, "scores": {}},
     }
     tree = {"study": "x", "seed": 0, "fraction": 0.25, "factors": [0.5, 1.0, 2.0], "arms": arms}
     assert rate_rows(tree) == [["whole", "0.001", "50.0", "70.0 ★", "60.0"], ["part", "0.002", "50.0", "–", "60.0"]]
+    assert rates_text(tree).endswith("Not tried: untried.")
+    del arms["untried"]
+    assert "Not tried" not in rates_text(tree)
 
 
 def test_the_check_is_kept_and_shown_with_its_study_alone(play: Play, tmp_path: Path) -> None:
