@@ -14,6 +14,9 @@ from distill.training.fingerprint import LOSS_VERSION
 
 FOLDERS = re.compile(r"""(?<![\w./~])/(?=[^/])(?:[^\s/'",]+/)+""")  # of an absolute path; not those of a url
 
+# Bumped when the student of a frozen teacher comes out otherwise while its configuration is the same.
+FROZEN_VERSION = 2  # 2: it no longer starts from the weights that a teacher of the same seed started from
+
 # Keys that change where or how a run is written down, not what is learnt.
 SILENT = ["name", "log", "eval", "guard", "data.workers", "data.scenes.cache"]
 SILENT += ["teacher.cache.limit", "train.threads", "train.checkpoint_every", "train.keep", "train.log_every"]
@@ -44,13 +47,16 @@ def content(config: Config, teacher: str | None = None) -> dict[str, Any]:
 
 
 def address(values: Mapping[str, Any]) -> str:
-    """16 hex digits from the values that differ from the schema's defaults, and the version of the losses.
+    """16 hex digits from the values that differ from the schema's defaults, and the versions of what they mean.
 
     Leaving defaults out keeps an address when the schema gains a key; `same_content` notices a default that changed.
     """
     default = flatten(Config())
     kept = {k: v for k, v in values.items() if k not in default or default[k] != v}
-    text = json.dumps({"loss_version": LOSS_VERSION, **kept}, sort_keys=True)
+    versions = {"loss_version": LOSS_VERSION}
+    if values.get("teacher.mode") == "frozen":
+        versions["frozen_version"] = FROZEN_VERSION
+    text = json.dumps({**versions, **kept}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

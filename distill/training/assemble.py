@@ -30,6 +30,8 @@ from teachers.meeting import plan
 from teachers.sources import OpenedTeacher, open_teacher
 from teachers.targets import TargetHeads
 
+APART = 100_000  # between the seeds of a frozen teacher's run and of its students
+
 
 @dataclass
 class Assembly:
@@ -47,20 +49,20 @@ class Assembly:
 def assemble(cfg: Config, captions: Iterable[str]) -> Assembly:
     """Builds a run. `captions` trains the word tokenizer where the recipe asks for one.
 
-    Students are built before anything else and each from its own seed, so that two recipes that differ in the teacher
-    start from the same student.
+    Students are built before anything else and each from its own seed, so that two recipes that differ in the frozen
+    teacher start from the same student, and so do two that train without one.
     """
     opened = open_teacher(cfg.teacher.source) if cfg.teacher.mode == "frozen" and cfg.teacher.source else None
     settle(cfg, has_heads=opened is not None and opened.heads is not None)
     kind = check_heads(cfg, opened.source, opened.prototypes) if opened else None
     tokenizer = choose_tokenizer(cfg, opened, captions)
-    models = [_student(cfg, student, tokenizer, cfg.seed + 1000 * i) for i, student in enumerate(cfg.students)]
+    models = [_student(cfg, student, tokenizer, student_seed(cfg, i)) for i, student in enumerate(cfg.students)]
     teacher_model = opened.model if opened else _cotrained_model(cfg, tokenizer)
     for model, student in zip(models, cfg.students):
         students.initialise(model, student, cfg, teacher_model)
     widths = feature_widths(cfg, (teacher_model or models[0]).image.width)
     learners = {
-        student.name: _learner(cfg, model, cfg.objective.patch.tokens, widths, cfg.seed + 1000 * i + 1)
+        student.name: _learner(cfg, model, cfg.objective.patch.tokens, widths, student_seed(cfg, i) + 1)
         for i, (model, student) in enumerate(zip(models, cfg.students))
     }
     if opened is not None and needs_heads(cfg):
@@ -74,6 +76,15 @@ def assemble(cfg: Config, captions: Iterable[str]) -> Assembly:
     spares = {s.name: Spare(learners[s.name].model, s.ema) for s in cfg.students if s.ema is not None}
     optimizers = build_optimizers(cfg, distiller)
     return Assembly(distiller, teacher, tokenizer, optimizers, spares, opened, unused)
+
+
+def student_seed(cfg: Config, place: int) -> int:
+    """The seed of the weights that the student at `place` in the recipe starts from.
+
+    With a frozen teacher it is far from `cfg.seed`: the teacher may be a run with the same seed, and a student that
+    began where its teacher did, and sees the same images, would stay near it for a reason other than its targets.
+    """
+    return cfg.seed + 1000 * place + (APART if cfg.teacher.mode == "frozen" else 0)
 
 
 def choose_tokenizer(cfg: Config, opened: OpenedTeacher | None, captions: Iterable[str]) -> Tokenizer:

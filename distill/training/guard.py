@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.config.schema import GuardConfig
 from distill.errors import UserError
+from distill.objectives.distributed import all_reduce_mean
 from distill.objectives.prototypes import PrototypeTargets, ReadyTargets
 from distill.training.distiller import StepOutput
 
@@ -62,21 +63,41 @@ def effective_rank(features: Tensor) -> Tensor:
     return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
 
 
+def over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Means over ranks, so that every rank comes to the same verdict."""
+    if not values:
+        return {}
+    return dict(zip(values, all_reduce_mean(torch.stack([v.float() for v in values.values()])).unbind()))
+
+
 @dataclass
 class Guard:
     """Watches losses every step and signs of collapse every `cfg.every` steps; state goes into the checkpoint."""
 
     cfg: GuardConfig
     strikes: dict[str, int] = field(default_factory=dict)
+    seen: dict[str, Tensor] = field(default_factory=dict)  # sums of what was watched since the last check
 
-    def check_finite(self, parts: dict[str, Tensor], norm: Tensor | float, step: int) -> None:
-        """Raises Collapse when a loss or the gradient norm is NaN or infinite. Call it before the optimiser step."""
-        for name, value in parts.items():
-            term = name.rpartition("/")[2]
-            if term in ADVICE and not math.isfinite(float(value)):
-                raise Collapse(f"Step {step}: {name} loss is {float(value)}. Try: {ADVICE[term]}.")
-        if not math.isfinite(float(norm)):
-            raise Collapse(f"Step {step}: the gradient norm is {float(norm)}. Try: {ADVICE['gradient']}.")
+    def watch(self, parts: dict[str, Tensor], norms: dict[str, Tensor]) -> None:
+        """Takes in the losses of a micro-batch by name, or gradient norms by what was clipped; reads no value.
+
+        Parts that are no loss of their own (`patch_visible`) may be NaN and are passed over.
+        """
+        named = {name: value for name, value in parts.items() if name.rpartition("/")[2] in ADVICE}
+        for name, value in (named | {f"{whose}/gradient": norm for whose, norm in norms.items()}).items():
+            self.seen[name] = self.seen.get(name, 0) + value.detach().float()
+
+    def check_finite(self, step: int) -> None:
+        """Raises Collapse when anything watched since the last check was NaN or infinite on any rank. Collective.
+
+        Call it before an optimiser step or before weights are kept.
+        """
+        seen, self.seen = self.seen, {}
+        for name, value in over_ranks(seen).items():
+            if not math.isfinite(float(value)):
+                whose, _, term = name.rpartition("/")
+                what = f"the gradient norm of {whose}" if term == "gradient" else f"{name} loss"
+                raise Collapse(f"Step {step}: {what} is {float(value)}. Try: {ADVICE[term]}.")
 
     def check_collapse(self, signs: dict[str, Tensor], step: int) -> None:
         """Raises Collapse when the same sign has been below its limit `cfg.patience` checks in a row."""

@@ -18,10 +18,10 @@ from torch import Tensor
 from distill.config.schema import Config
 from distill.data.loader import Failures
 from distill.models.sharding import whole
-from distill.objectives.distributed import all_reduce_mean, all_reduce_sum
+from distill.objectives.distributed import all_reduce_sum
 from distill.objectives.prototypes import PrototypeTargets
 from distill.training.distiller import Distiller, StepOutput
-from distill.training.guard import Guard, diagnose
+from distill.training.guard import Guard, diagnose, over_ranks
 from distill.training.metrics import MetricLog
 from distill.training.negatives import Replay, first_pass, needs_features
 from distill.training.optim import set_learning_rate
@@ -49,7 +49,7 @@ class TrainState:
     spares: dict[str, Spare] = field(default_factory=dict)
     step: int = 0
     cut: int = 0  # captions that were longer than the context
-    seconds: float = 0.0  # training time over all sittings
+    seconds: float = 0.0  # training time over all sittings, without evaluations and checkpoints
     data: dict[str, Any] | None = None  # what a resumed loader must agree on
 
     def rates(self, step: int) -> dict[str, float]:
@@ -100,10 +100,9 @@ def train(state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
     cfg = state.cfg
     means = Means()
     vote = StopVote(state.fabric)
-    began = time.monotonic()
     with StopRequest() as stop:
         while state.step < cfg.train.steps:
-            waited = 0.0
+            began, waited = time.monotonic(), 0.0
             micro: list[Batch] = []
             for _ in range(cfg.train.accumulate):
                 start = time.monotonic()
@@ -114,11 +113,10 @@ def train(state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
             for batch in micro:
                 state.failures.add(batch)
                 state.cut += batch.cut
-            now = time.monotonic()
-            state.seconds += now - began
-            began = now
+            state.seconds += time.monotonic() - began
             _after_step(state, hooks, means, output, sum(len(b) for b in micro), waited)
             if vote.passed(stop.asked) and state.step < cfg.train.steps:
+                state.guard.check_finite(state.step)
                 hooks.save(state)
                 raise Interrupted
 
@@ -130,7 +128,7 @@ def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, d
     """
     cfg, fabric = state.cfg, state.fabric
     temperature = ramp(state.step, cfg.train.steps, cfg.objective.patch.teacher_temperature)
-    means = Means()
+    means, loss = Means(), torch.zeros((), device=fabric.device)
     replay = Replay(len(micro)) if needs_features(cfg) else None
     kind = cfg.objective.contrastive.loss
     slopes = first_pass(state.module, micro, fabric.device, kind, replay) if replay else [None] * len(micro)
@@ -142,19 +140,20 @@ def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, d
         with fabric.no_backward_sync(state.module, enabled=keeps_gradients and i < len(micro) - 1):
             output = state.module(batch, temperature, slopes[i])
             fabric.backward(output.loss / len(micro))
-        means.add(output.parts | {"loss": output.loss})
+        means.add(output.parts)
+        state.guard.watch(output.parts, {})
+        loss = loss + output.loss.detach()
     if replay:
         replay.end()
-    norm = _update(state, output.parts)
+    norm = _update(state)
     state.teacher.follow(momentum(state.step, cfg.train.steps, cfg.teacher.momentum))
     state.teacher.tick(cfg.objective.center_momentum)
     state.distiller.clamp_temperature(cfg.objective.contrastive.min_temperature)
     for spare in state.spares.values():
         spare.follow()
     state.step += 1
-    averaged = {name: means.sums[name] / means.counts[name].clamp_min(1) for name in means.sums if name != "loss"}
+    averaged = {name: total / means.counts[name].clamp_min(1) for name, total in means.sums.items()}
     averaged = {n: torch.where(means.counts[n] > 0, v, torch.nan) for n, v in averaged.items()}
-    loss = means.sums["loss"] / len(micro)
     patch = output.targets.patch  # fitted heads have a temperature of their own
     used = patch.temperature if isinstance(patch, PrototypeTargets) else temperature
     if not isinstance(used, Tensor):
@@ -162,13 +161,13 @@ def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, d
     extra = {"teacher_temperature": used.to(fabric.device)}
     if norm is not None:
         extra["gradient_norm"] = norm
-    return StepOutput(loss, averaged, output.clean, output.targets), extra
+    return StepOutput(loss / len(micro), averaged, output.clean, output.targets), extra
 
 
-def _update(state: TrainState, parts: dict[str, Tensor]) -> Tensor | None:
+def _update(state: TrainState) -> Tensor | None:
     """Clips and applies the gradients of every optimiser; returns the students' gradient norm where it is known."""
-    cfg = state.cfg
-    norm = None
+    cfg, step = state.cfg, state.step + 1
+    norms: dict[str, Tensor] = {}
     rates = state.rates(state.step)
     for name, optimizer in state.optimizers.items():
         set_learning_rate(optimizer, rates[name])
@@ -177,16 +176,17 @@ def _update(state: TrainState, parts: dict[str, Tensor]) -> Tensor | None:
                 state.module, optimizer, max_norm=cfg.optim.clip, error_if_nonfinite=False
             )
             assert found is not None
-            norm = whole(found) if norm is None else norm
-    # Reading values waits for an accelerator, so there it is done only on the steps that are logged.
-    if state.fabric.device.type == "cpu" or (state.step + 1) % cfg.train.log_every == 0:
-        scaled = cfg.train.precision == "fp16"  # a scaler meets infinite gradients by design and skips the step
-        state.guard.check_finite(over_ranks(parts), 0.0 if norm is None or scaled else norm, state.step + 1)
+            norms[name] = whole(found)
+    if cfg.train.precision != "fp16":  # a scaler meets infinite gradients by design and skips the step
+        state.guard.watch({}, norms)
+    # Reading values waits for an accelerator, so there it is done only on the steps that are logged or kept.
+    if state.fabric.device.type == "cpu" or _due(cfg.train.log_every, step) or _is_kept(cfg, step):
+        state.guard.check_finite(step)
     for optimizer in state.optimizers.values():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     end_step(state.fabric)
-    return norm
+    return next(iter(norms.values()), None)
 
 
 def _after_step(state: TrainState, hooks: Hooks, means: Means, output: StepOutput, images: int, waited: float) -> None:
@@ -211,15 +211,15 @@ def _after_step(state: TrainState, hooks: Hooks, means: Means, output: StepOutpu
             hooks.log.write(step, values)
     if hooks.progress is not None:
         hooks.progress.update(step, images * state.fabric.world_size, waited, values.get("loss"))
-    if step % cfg.train.checkpoint_every == 0 or last:
+    if _is_kept(cfg, step):
         hooks.save(state)
+
+
+def _is_kept(cfg: Config, step: int) -> bool:
+    """Whether a checkpoint is written after this step."""
+    return step % cfg.train.checkpoint_every == 0 or step == cfg.train.steps
 
 
 def _due(every: int, step: int) -> bool:
     """Whether something done every so many steps (0: never) is done after this one."""
     return every > 0 and step % every == 0
-
-
-def over_ranks(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Means over ranks, so that every rank comes to the same verdict."""
-    return dict(zip(values, all_reduce_mean(torch.stack([v.float() for v in values.values()])).unbind()))

@@ -31,15 +31,28 @@ def test_effective_rank_against_numpy():
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_loss_names_its_term_and_what_to_try(bad):
     parts = {"b/contrastive": torch.tensor(1.0), "b/patch": torch.tensor(bad), "b/patch_masked": torch.tensor(math.nan)}
+    guard = Guard(GuardConfig())
+    guard.watch(parts, {})
     with pytest.raises(Collapse, match=r"Step 7: b/patch loss is (nan|inf)\. Try: .*objective.patch.teacher_temp"):
-        Guard(GuardConfig()).check_finite(parts, 1.0, 7)
+        guard.check_finite(7)
 
 
 def test_a_missing_part_is_not_a_bad_loss_but_a_bad_gradient_is():
     guard = Guard(GuardConfig())
-    guard.check_finite({"b/patch": torch.tensor(1.0), "b/patch_visible": torch.tensor(math.nan)}, 1.0, 3)
-    with pytest.raises(Collapse, match="gradient norm"):
-        guard.check_finite({"b/patch": torch.tensor(1.0)}, torch.tensor(math.nan), 3)
+    guard.watch({"b/patch": torch.tensor(1.0), "b/patch_visible": torch.tensor(math.nan)}, {})
+    guard.check_finite(3)
+    guard.watch({"b/patch": torch.tensor(1.0)}, {"students": torch.tensor(1.0), "teacher": torch.tensor(math.nan)})
+    with pytest.raises(Collapse, match="the gradient norm of teacher is nan"):
+        guard.check_finite(3)
+
+
+def test_what_was_bad_between_two_checks_is_seen_at_the_second():
+    guard = Guard(GuardConfig())
+    for value in (1.0, math.nan, 1.0):
+        guard.watch({"b/cls": torch.tensor(value)}, {})
+    with pytest.raises(Collapse, match="Step 30: b/cls loss is nan"):
+        guard.check_finite(30)
+    guard.check_finite(31)  # nothing was watched since
 
 
 def signs(rank: float, patch_entropy: float = 0.5) -> dict[str, torch.Tensor]:

@@ -175,6 +175,23 @@ def test_students_of_several_sizes_learn_from_one_pass_of_the_teacher(build, sma
         assert parts[-1][f"{name}/cls"] < parts[0][f"{name}/cls"]
 
 
+def test_a_student_does_not_start_where_its_teacher_started(build, small_run):
+    folder = small_run("t", **{"teacher.mode": "ema"}).folder
+    _, alone, _ = build(**{"teacher.mode": "ema"})  # as the teacher's run began: all seeds are alike
+    frozen = {"teacher.mode": "frozen", "teacher.source": f"run:{folder}"}
+    _, distilled, _ = build(**frozen)
+    _, masked, _ = build(**frozen, **{"objective.patch.tokens": "masked"})
+
+    def drawn(assembly: Assembly) -> dict[str, torch.Tensor]:
+        tensors = snapshot(assembly.distiller.students["student"])
+        return {name: value for name, value in tensors.items() if value.numel() > 1 and value.float().std() > 0}
+
+    first, second, third = map(drawn, (alone, distilled, masked))
+    assert len(first) > 20
+    assert not [name for name in first if torch.equal(first[name], second[name])]
+    assert all(torch.equal(second[name], third[name]) for name in second)
+
+
 def test_a_frozen_text_tower_from_the_teacher_is_taken_over_and_kept(build, small_run):
     teacher_run = small_run("teacher", **{"train.steps": 1})
     _, assembly, batch = build(
