@@ -82,7 +82,7 @@ class Teacher(ABC):
 class NoTargets(Teacher):
     """Stands where no loss needs a teacher: plain image-text contrast."""
 
-    mode = "none"
+    mode = "no targets"
 
     def targets(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from distill.config.schema import ObjectiveConfig
@@ -55,6 +56,19 @@ class StudentAsTeacher(EmaHeadTeacher):
         self, heads: Heads, objective: ObjectiveConfig, prototypes: int, width: int | None, cls_width: int | None
     ):
         Teacher.__init__(self, TargetHeads(heads, prototypes, width, cls_width), objective)
+
+    def targets(
+        self,
+        images: Tensor,
+        clean: ImageOutput | None,
+        temperature: float,
+        learn: bool = True,
+        view: np.ndarray | None = None,
+    ) -> Targets:
+        found = super().targets(images, clean, temperature, learn, view)
+        # Autocast of older torch keeps the weights' bf16 copies, made here without gradient, for the losses to come.
+        torch.clear_autocast_cache()
+        return found
 
     def follow(self, momentum: float) -> None:
         """Nothing to average."""

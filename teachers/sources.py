@@ -11,6 +11,7 @@ from distill.models.loading import SPARE
 from distill.models.source_kinds import split
 from distill.models.sources import SourceFacts, open_model
 from distill.models.sources.run import learner_name, learners_of, read
+from teachers.heads.own import OwnHeads
 from teachers.targets import TargetHeads
 
 
@@ -22,7 +23,12 @@ class OpenedTeacher:
     facts: SourceFacts
     model: Any  # `ImageTextModel` or `AdaptedModel`
     heads: TargetHeads | None
-    prototypes: int
+    own: OwnHeads | None = None  # what its heads are
+
+    @property
+    def prototypes(self) -> int:
+        """Of its own heads; 0 without."""
+        return 0 if self.own is None else self.own.sizes.prototypes
 
     @property
     def sha256(self) -> str | None:
@@ -52,15 +58,15 @@ def open_teacher(source: str) -> OpenedTeacher:
     name = learner_name(source, learners)
     learner = learners.get(name)
     if checkpoint is None or learner is None or learner.get("heads") is None or _regressed(checkpoint):
-        return OpenedTeacher(source, opened.facts, opened.model, None, 0)
+        return OpenedTeacher(source, opened.facts, opened.model, None)
     heads = _heads(checkpoint, learner, opened.model.image.width, own_teacher=name == "teacher")
     if checkpoint["teacher"]["mode"] == "ema" and not source.endswith(SPARE):
         opened.model.image.load_state_dict(checkpoint["teacher"]["state"]["trunk"])
-    return OpenedTeacher(source, opened.facts, opened.model, heads, checkpoint["heads_config"]["prototypes"])
+    return OpenedTeacher(source, opened.facts, opened.model, heads, _own_heads(checkpoint))
 
 
-def teacher_heads(source: str) -> HeadsConfig | None:
-    """Sizes of the heads that `open_teacher(source)` finds; None without. Reads no weights."""
+def teacher_heads(source: str) -> OwnHeads | None:
+    """What the heads are that `open_teacher(source)` finds; None without. Reads no weights."""
     kind, where = split(source)
     if kind != "run":
         return None
@@ -71,7 +77,14 @@ def teacher_heads(source: str) -> HeadsConfig | None:
         return None
     if _regressed(checkpoint):
         return None
-    return HeadsConfig(**checkpoint["heads_config"])
+    return _own_heads(checkpoint)
+
+
+def _own_heads(checkpoint: dict[str, Any]) -> OwnHeads:
+    """The sizes of a run's heads, and those that it had a loss for: the others are as they were drawn."""
+    objective = checkpoint.get("config", {}).get("objective", {})
+    trained = tuple(part for part in ("cls", "patch") if objective.get(part, {}).get("weight", 1.0) > 0)
+    return OwnHeads(HeadsConfig(**checkpoint["heads_config"]), trained)
 
 
 def _regressed(checkpoint: dict[str, Any]) -> bool:

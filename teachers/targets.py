@@ -167,12 +167,12 @@ class TargetHeads(nn.Module):
         bottleneck, directions = patches, head.directions()  # [B, N, d], [K, d]
         if isinstance(head, FittedHead):
             return PrototypeTargets(bottleneck, directions, self.patch_center.center, head.temperature)
+        if learn:  # with Sinkhorn too: these heads may teach another run, balanced by their centre
+            mean = mean_logits(bottleneck.flatten(0, 1), directions)  # [K]
+            self.patch_center.accumulate(mean, bottleneck.shape[0] * bottleneck.shape[1])
         if objective.patch.balance == "sinkhorn":
             center = sinkhorn_center(bottleneck, directions, temperature)  # [K]
             return PrototypeTargets(bottleneck, directions, center, temperature)
-        if learn:
-            mean = mean_logits(bottleneck.flatten(0, 1), directions)  # [K]
-            self.patch_center.accumulate(mean, bottleneck.shape[0] * bottleneck.shape[1])
         return PrototypeTargets(bottleneck, directions, self.patch_center.center, temperature)
 
     def tick(self, momentum: float) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from distill.config.finding import Finding
 from distill.config.schema import Config
 from distill.errors import did_you_mean
+from distill.views.masks import masked_count
 from students import parse_arch
 
 SCENE_FIELDS = ("web", "synthetic", "detailed")
@@ -129,17 +130,12 @@ def mask(config: Config) -> Iterator[Finding]:
         except ValueError:
             continue
         count = (size // patch) ** 2
-        masked = round(ratio * count)
+        masked = masked_count(count, ratio)
         for key, tokens in wanted:
-            keys = ("mask.ratio", key, "views.global_size", f"students.{i}.arch")
             if tokens == "masked" and masked == 0:
                 fix = f"raise mask.ratio (paper: 0.75) or set {key}=all"
                 text = f"mask.ratio: {ratio:g} masks none of {count} patches, but {key} is masked"
-                yield Finding(keys, f"{text}; {fix}")
-            if tokens == "visible" and masked == count:
-                fix = f"lower mask.ratio or set {key}=all"
-                text = f"mask.ratio: {ratio:g} masks all of {count} patches, but {key} is visible"
-                yield Finding(keys, f"{text}; {fix}")
+                yield Finding(("mask.ratio", key, "views.global_size", f"students.{i}.arch"), f"{text}; {fix}")
         return  # the first student's grid is enough to say it once
 
 

@@ -27,6 +27,7 @@ from distill.views.batch import Batch, Views, collate
 if TYPE_CHECKING:
     from distill.models.tokenizers import Tokenizer
 
+RECIPE = ("seed", "train.batch", "data.shuffle", "data.epoch", "data.scenes.seed", "data.scenes.size")
 Made = Batch | UserError  # an error a user can act on travels from a loader process as it is
 
 
@@ -119,11 +120,14 @@ def rank_batch(cfg: Config, world: int) -> int:
 
 
 def describe(source: Source | StreamSource, cfg: Config, world: int) -> dict[str, Any]:
-    """What the order of samples and their pixels depend on besides the recipe."""
-    found: dict[str, Any] = {"kind": "indexed"}
+    """What decides which samples come when, and their pixels; a checkpoint holds it."""
+    found: dict[str, Any] = {"kind": "indexed", "seed": cfg.seed, "train.batch": cfg.train.batch}
+    found |= {"data.shuffle": cfg.data.shuffle, "data.epoch": cfg.data.epoch}
+    if cfg.data.source == "scenes":
+        found |= {"data.scenes.seed": cfg.data.scenes.seed, "data.scenes.size": cfg.data.scenes.size}
     if isinstance(source, StreamSource):
         workers = max(cfg.data.workers, 1)
-        found = {"kind": "stream", "shards": len(source.shards), "workers": workers, "ranks": world}
+        found |= {"kind": "stream", "shards": len(source.shards), "workers": workers, "ranks": world}
     else:
         found["samples"] = len(source)
     if isinstance(source, StreamSource | ShardSource):
@@ -135,12 +139,13 @@ def check_resumable(then: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises UserError when the data of a checkpoint (`then`) cannot be continued exactly with what is here (`now`)."""
     if "decoder" in now:
         then = {"decoder": PILLOW, **then}  # the only one when checkpoints did not name it yet
+    then = {key: now[key] for key in RECIPE if key in now} | then  # nor did they say these
     changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if not changed:
         return
     why, fix = "A stream continues exactly only with the same shards, data.workers and ranks", "Restore them"
     if now["kind"] == "indexed":
-        why = "The order of samples depends on their number"
+        why = "The order of samples depends on them"
     if changed == ["decoder"]:
         why, fix = "Two JPEG decoders may round pixels differently", f"Set data.decoder={then['decoder']}"
     differences = ", ".join(f"{key} {then.get(key)} -> {now.get(key)}" for key in changed)

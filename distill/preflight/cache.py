@@ -34,9 +34,9 @@ def expected_cache(config: Config) -> CachePlan | str | None:
 
 def _widths(config: Config, source: str) -> tuple[int | None, int | None]:
     """Channels kept of CLS and of a patch; as `TargetHeads.embedded_widths` of the teacher that a run opens."""
-    objective, heads, features = config.objective, teacher_heads(source), describe(source).arch.width
-    kind = check_heads(config, source, heads.prototypes if heads else 0)
-    sizes = heads if kind == "own" and heads else config.heads
+    objective, own, features = config.objective, teacher_heads(source), describe(source).arch.width
+    kind = check_heads(config, source, own)
+    sizes = own.sizes if kind == "own" and own else config.heads
     bottleneck = features if kind == "fitted" else sizes.bottleneck  # fitted prototypes lie among the features
     parts = (objective.cls, objective.patch)
     cls, patch = ((features if p.target == "features" else bottleneck) if p.weight > 0 else None for p in parts)

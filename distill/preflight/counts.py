@@ -208,9 +208,10 @@ def _frozen_teacher(config: Config, notes: list[str]) -> _Frozen | None:
         notes.append("the frozen teacher is still to be given: it is not counted")
         return None
     facts = describe(source)
-    sizes = teacher_heads(source)
+    own = teacher_heads(source)
+    sizes = None if own is None else own.sizes
     prototypes = 0 if sizes is None else sizes.prototypes
-    kind = check_heads(config, source, prototypes)
+    kind = check_heads(config, source, own)
     with torch.device("meta"):
         heads: nn.Module | None = None
         if kind == "fitted":

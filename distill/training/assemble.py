@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch.optim import Optimizer
@@ -18,6 +19,7 @@ from distill.training.distiller import Distiller
 from distill.training.learner import Learner, freeze_unused
 from distill.training.optim import build_optimizer
 from distill.training.spare import Spare
+from distill.training.stage import tokenizer_of
 from teachers.base import NoTargets, Teacher
 from teachers.cotrained import CotrainedTeacher
 from teachers.ema import EmaTeacher
@@ -46,16 +48,16 @@ class Assembly:
     unused: list[str]  # parameters without gradient because no loss reaches them
 
 
-def assemble(cfg: Config, captions: Iterable[str]) -> Assembly:
-    """Builds a run. `captions` trains the word tokenizer where the recipe asks for one.
+def assemble(cfg: Config, captions: Iterable[str], resumed: Path | None = None) -> Assembly:
+    """Builds a run. `captions` trains the word tokenizer where the recipe asks for one, and no earlier run has it.
 
     Students are built before anything else and each from its own seed, so that two recipes that differ in the frozen
     teacher start from the same student, and so do two that train without one.
     """
     opened = open_teacher(cfg.teacher.source) if cfg.teacher.mode == "frozen" and cfg.teacher.source else None
     settle(cfg, has_heads=opened is not None and opened.heads is not None)
-    kind = check_heads(cfg, opened.source, opened.prototypes) if opened else None
-    tokenizer = choose_tokenizer(cfg, opened, captions)
+    kind = check_heads(cfg, opened.source, opened.own) if opened else None
+    tokenizer = choose_tokenizer(cfg, opened, captions, resumed)
     models = [_student(cfg, student, tokenizer, student_seed(cfg, i)) for i, student in enumerate(cfg.students)]
     teacher_model = opened.model if opened else _cotrained_model(cfg, tokenizer)
     for model, student in zip(models, cfg.students):
@@ -87,10 +89,18 @@ def student_seed(cfg: Config, place: int) -> int:
     return cfg.seed + 1000 * place + (APART if cfg.teacher.mode == "frozen" else 0)
 
 
-def choose_tokenizer(cfg: Config, opened: OpenedTeacher | None, captions: Iterable[str]) -> Tokenizer:
-    """The frozen teacher's own tokenizer where its text tower is taken over, else what the recipe names."""
+def choose_tokenizer(
+    cfg: Config, opened: OpenedTeacher | None, captions: Iterable[str], resumed: Path | None
+) -> Tokenizer:
+    """What the recipe names; but a text tower brings its own: a frozen teacher's, or the words of an earlier run.
+
+    That is the run that is `resumed`, or else its first stage.
+    """
     if opened is not None and cfg.text.init in ("teacher", "selection"):
         return opened.model.tokenizer
+    earlier = resumed or cfg.train.stage_from
+    if earlier is not None and cfg.text.tokenizer == "words":
+        return tokenizer_of(earlier)
     return build_tokenizer(cfg.text, captions)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning.fabric import Fabric
@@ -54,12 +55,16 @@ class Built:
         )
 
 
-def build_run(resolved: Resolved) -> Built:
-    """Builds all that a run needs; every process returns. Raises UserError for anything a user can mend."""
+def build_run(resolved: Resolved, resumed: Path | None = None) -> Built:
+    """Builds all that a run needs; every process returns. `resumed`: the checkpoint that it will go on from.
+
+    Raises UserError for anything a user can mend.
+    """
     cfg = resolved.config
     settle_hardware(resolved)
     fabric = make_fabric(cfg)
     source = open_source(cfg.data)
-    assembly = assemble(cfg, caption_texts(source, cfg.captions.cls1 + cfg.captions.cls2, TOKENIZER_CAPTIONS))
+    captions = caption_texts(source, cfg.captions.cls1 + cfg.captions.cls2, TOKENIZER_CAPTIONS)
+    assembly = assemble(cfg, captions, resumed)
     record_settled(resolved)
     return Built(cfg, fabric, source, assembly, plan_targets(cfg, assembly.teacher, source))

@@ -12,6 +12,7 @@ from distill.errors import UserError
 
 # Bumped when the meaning of a loss changes while its configuration does not.
 LOSS_VERSION = 1
+TRAINING = ("optim", "train")  # may change on the way: a longer run, other hardware
 SECTIONS = ("objective", "mask", "teacher", "students", "heads", "captions", "views", "vision", "text")
 
 
@@ -52,6 +53,15 @@ def refuse_other_objective(saved: dict[str, Any], now: dict[str, Any], where: st
             + "; ".join(differences)
             + ". Resume with the original values, or start a new run with name=OTHER train.stage_from=THIS_RUN."
         )
+
+
+def changed_settings(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """Settings of training, none of the objective, that differ between two configurations: `optim.lr 0.001 -> 0.5`."""
+    before, after = (
+        {key: value for part in TRAINING for key, value in _flatten(part, tree[part]).items()} for tree in (then, now)
+    )
+    changed = [key for key in after if key in before and before[key] != after[key]]
+    return ", ".join(f"{key} {before[key]} -> {after[key]}" for key in changed)
 
 
 def _flatten(prefix: str, tree: Any) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 from rich.console import Console
 
@@ -28,11 +27,10 @@ from distill.training.metrics import MetricLog
 from distill.training.papers import write_papers
 from distill.training.progress import TrainingProgress
 from distill.training.receipts import receipts
+from distill.training.stage import start_stage
 from distill.training.stopping import Interrupted
 from distill.training.strategy import leave, spread
 from distill.training.teacher_heads import prepare_teacher
-
-TOKENIZER_CAPTIONS = 20_000  # captions read to train the word tokenizer
 
 
 @dataclass
@@ -77,17 +75,20 @@ def run(
     if finished is not None:
         return finished
     console = console or Console(stderr=True)
-    built = build_run(resolved)
+    kept = checkpoint.existing(folder / "checkpoints") if resume else []
+    resumed = kept[-1] if kept else None
+    built = build_run(resolved, resumed)
     counts = receipts(built.assembly.distiller, built.assembly.teacher, built.assembly.spares)
     if built.fabric.is_global_zero:
         console.print(banner(resolved, built.assembly, counts, built.source, folder, built.fabric, built.kept))
     if dry_run:
         return RunResult(folder, 0, False)
-    if built.fabric.is_global_zero:
-        write_papers(folder, resolved, built.fabric, counts.as_dict())
-    state = _first_state(built, folder, resume, console)
+    state = _first_state(built, resumed, console)
     loader = built.loader(state.step, state.data)
     state.data = loader.state
+    if built.fabric.is_global_zero:  # only now: what may not be resumed keeps the papers that it had
+        write_papers(folder, resolved, built.fabric, counts.as_dict())
+    _prepare(built, state, console)
     result = _train(state, built.assembly, loader, folder, console)
     leave(built.fabric)
     return result
@@ -129,22 +130,29 @@ def is_first_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
-def _first_state(built: Built, folder: Path, resume: bool, console: Console) -> TrainState:
+def _first_state(built: Built, resumed: Path | None, console: Console) -> TrainState:
     """Where training begins, or goes on."""
     cfg, fabric, assembly = built.cfg, built.fabric, built.assembly
-    if cfg.train.stage_from is not None:
-        state_io.start_stage(assembly, cfg.train.stage_from)
+    if cfg.train.stage_from is not None and resumed is None:
+        start_stage(assembly, cfg)
     state = training_state(cfg, fabric, assembly, built.failures())
-    if resume:
-        state_io.restore(state, assembly, folder / "checkpoints")
+    if resumed is not None:
+        changed = state_io.restore(state, assembly, resumed)
+        if changed and fabric.is_global_zero:
+            console.print(f"Goes on with other settings than before: {changed}.", markup=False, highlight=False)
+    return state
+
+
+def _prepare(built: Built, state: TrainState, console: Console) -> None:
+    """The last steps before the first one: what a frozen teacher still lacks, and this rank's random state."""
+    cfg, fabric, assembly = built.cfg, built.fabric, built.assembly
     state.seconds += prepare_teacher(
         assembly.teacher, cfg, fabric, assembly.tokenizer, built.source, built.grid, console
     )
     if built.kept is not None:
         keep_targets(cfg, assembly.teacher, built.kept)
     if state.step == 0:
-        torch.manual_seed(cfg.seed + 7919 * (fabric.global_rank + 1))  # dropout and drop path, apart on every rank
-    return state
+        state_io.seed_rank(cfg.seed, fabric.global_rank, 0)
 
 
 def training_state(cfg: Config, fabric: Fabric, assembly: Assembly, failures: Failures) -> TrainState:

@@ -10,18 +10,16 @@ import torch
 from lightning.fabric import Fabric
 
 from distill.data.failures import Failures
-from distill.errors import UserError
 from distill.models import shard_files
 from distill.models.loading import read_checkpoint
 from distill.objectives.distributed import all_gather_objects
 from distill.training import checkpoint
 from distill.training.assemble import Assembly
-from distill.training.fingerprint import fingerprint, refuse_other_objective
-from distill.training.learner import Learner
+from distill.training.fingerprint import changed_settings, fingerprint, refuse_other_objective
+from distill.training.learner_io import learner_state, load_learner
 from distill.training.loop import TrainState
 from distill.training.spare import Spare
 from distill.training.strategy import scaler_of
-from teachers.frozen import FrozenTeacher
 
 
 def save(state: TrainState, assembly: Assembly, folder: Path) -> None:
@@ -40,22 +38,20 @@ def lost_data(state: TrainState) -> tuple[Failures, int]:
     return Failures.together([failures for failures, _ in ranks]), sum(cut for _, cut in ranks)
 
 
-def restore(state: TrainState, assembly: Assembly, folder: Path) -> None:
-    """Puts `state` back to the newest checkpoint; stays at step 0 when there is none yet.
+def restore(state: TrainState, assembly: Assembly, file: Path) -> str:
+    """Puts `state` back to a checkpoint of its run; returns which settings of training differ, in words.
 
-    A checkpoint of one file serves a run whose weights are spread over ranks, one of shards any other run.
+    A checkpoint of one file serves a run whose weights are spread over ranks, one of shards any other run. Raises
+    UserError for a damaged one, or one of another objective.
     """
-    found = checkpoint.existing(folder)
-    if not found:
-        return
-    saved = read_checkpoint(found[-1], optimizers=True, like=_like(state, assembly))
-    refuse_other_objective(saved["fingerprint"], _fingerprint(state, assembly), str(found[-1]))
+    saved = read_checkpoint(file, optimizers=True, like=_like(state, assembly))
+    refuse_other_objective(saved["fingerprint"], _fingerprint(state, assembly), str(file))
     for name in state.distiller.students:
-        _load_learner(state.distiller.student(name), saved["students"][name])
+        load_learner(state.distiller.student(name), saved["students"][name], f"{file}: student '{name}'")
     for name, spare in state.spares.items():
         spare.restart(saved["students"][name]["ema"])
     if state.distiller.teacher_learner is not None:
-        _load_learner(state.distiller.teacher_learner, saved["teacher_learner"])
+        load_learner(state.distiller.teacher_learner, saved["teacher_learner"], f"{file}: the co-trained teacher")
     state.teacher.load(saved["teacher"]["state"])
     for name, optimizer in state.optimizers.items():
         optimizer.load_state_dict(saved["optimizers"][name])
@@ -68,51 +64,8 @@ def restore(state: TrainState, assembly: Assembly, folder: Path) -> None:
     if state.fabric.is_global_zero:  # they are of all ranks together, and will be added up again
         state.cut = saved["cut"]
         state.failures.load(saved["failures"])
-    _set_rng(state.fabric, saved["rng"], found[-1])
-
-
-def start_stage(assembly: Assembly, source: str) -> None:
-    """Second stage: weights, heads, averages and centres of another run, by student name; fresh optimisers, step 0."""
-    from distill.models.loading import find_checkpoint
-
-    file = find_checkpoint(source)
-    saved = read_checkpoint(file)
-    for name in assembly.distiller.students:
-        if name not in saved["students"]:
-            raise UserError(
-                f"train.stage_from={source} has no student '{name}'. It has: {', '.join(saved['students'])}. "
-                f"Rename students.*.name to match."
-            )
-        try:
-            _load_learner(assembly.distiller.student(name), saved["students"][name])
-        except RuntimeError as error:
-            reason = str(error).splitlines()[1].strip()
-            raise UserError(f"train.stage_from={source}: student '{name}' has other shapes: {reason}") from error
-    for name, spare in assembly.spares.items():
-        spare.restart(saved["students"][name].get("ema"))
-    if saved["teacher"]["mode"] == assembly.teacher.mode and _same_teacher(saved, assembly):
-        if assembly.distiller.teacher_learner is not None:
-            _load_learner(assembly.distiller.teacher_learner, saved["teacher_learner"])
-        assembly.teacher.load(saved["teacher"]["state"])
-    else:  # an average that the first stage did not keep begins as the student it has now
-        assembly.teacher.follow(0.0)
-
-
-def _same_teacher(saved: dict[str, Any], assembly: Assembly) -> bool:
-    """Whether what a run made for its frozen teacher's targets serves this one's: the same teacher and kind of heads.
-
-    Where it does not, it is made anew. True in every other mode.
-    """
-    teacher = assembly.teacher
-    if not isinstance(teacher, FrozenTeacher):
-        return True
-    assert assembly.opened is not None
-    identity = (assembly.opened.sha256, assembly.opened.source if assembly.opened.sha256 is None else None)
-    before = saved["teacher"]
-    was = (before["sha256"], before["source"] if before["sha256"] is None else None)
-    then, now = before["state"]["heads"], teacher.state()["heads"]
-    shapes = [{name: value.shape for name, value in made.items()} for made in (then, now)]
-    return was == identity and shapes[0] == shapes[1]
+    _set_rng(state, saved["rng"])
+    return changed_settings(saved["config"], asdict(state.cfg))
 
 
 def _content(
@@ -129,10 +82,10 @@ def _content(
         "fingerprint": _fingerprint(state, assembly),
         "heads_config": asdict(state.cfg.heads),
         "students": {
-            name: _learner_state(learner) | {"ema": _spare_state(state.spares.get(name))}
-            for name, learner in state.distiller.students.items()
+            name: learner_state(state.distiller.student(name)) | {"ema": _spare_state(state.spares.get(name))}
+            for name in state.distiller.students
         },
-        "teacher_learner": None if teacher_learner is None else _learner_state(teacher_learner),
+        "teacher_learner": None if teacher_learner is None else learner_state(teacher_learner),
         "teacher": {
             "mode": state.teacher.mode,
             "source": state.cfg.teacher.source,
@@ -171,27 +124,8 @@ def _fingerprint(state: TrainState, assembly: Assembly) -> dict[str, Any]:
     return fingerprint(state.cfg, assembly.opened.sha256 if assembly.opened else None)
 
 
-def _learner_state(learner: Any) -> dict[str, Any]:
-    bias = learner.logit_bias
-    return {
-        "spec": learner.model.spec(),
-        "weights": learner.model.state_dict(),
-        "heads": None if learner.heads is None else learner.heads.state_dict(),
-        "logit_bias": None if bias is None else bias.detach(),
-    }
-
-
 def _spare_state(spare: Spare | None) -> dict[str, Any] | None:
     return None if spare is None else spare.model.state_dict()
-
-
-def _load_learner(learner: Learner, saved: dict[str, Any]) -> None:
-    learner.model.load_state_dict(saved["weights"])
-    if learner.heads is not None and saved["heads"] is not None:
-        learner.heads.load_state_dict(saved["heads"])
-    if learner.logit_bias is not None and saved["logit_bias"] is not None:
-        with torch.no_grad():
-            learner.logit_bias.copy_(saved["logit_bias"])
 
 
 def _gather_rng(fabric: Fabric) -> list[dict[str, Any]]:
@@ -201,11 +135,18 @@ def _gather_rng(fabric: Fabric) -> list[dict[str, Any]]:
     return all_gather_objects(own)
 
 
-def _set_rng(fabric: Fabric, saved: list[dict[str, Any]], file: Path) -> None:
+def _set_rng(state: TrainState, saved: list[dict[str, Any]]) -> None:
     """This rank's random state. With another number of ranks dropout draws differ; data order and views do not."""
+    fabric = state.fabric
     if len(saved) != fabric.world_size:
+        seed_rank(state.cfg.seed, fabric.global_rank, state.step)
         return
     own = saved[fabric.global_rank]
     torch.set_rng_state(own["cpu"].cpu())
     if fabric.device.type == "cuda" and "cuda" in own:
         torch.cuda.set_rng_state(own["cuda"].cpu(), fabric.device)
+
+
+def seed_rank(seed: int, rank: int, step: int) -> None:
+    """Seeds what is drawn while training, dropout and drop path, apart for every rank and for where it goes on."""
+    torch.manual_seed(seed + 7919 * (rank + 1) + 104_729 * step)

@@ -192,6 +192,30 @@ def test_other_data_than_the_checkpoint_s_is_refused(make, source):
         load(make, source, state={"kind": "indexed", "samples": 31})
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [(None, "seed", 5), ("train", "batch", 16), ("data", "shuffle", 3), ("data", "epoch", 8)],
+)
+def test_another_order_than_the_checkpoint_s_is_refused(make, source, section, key, value):
+    state = load(make, source).state
+    cfg = make.config()
+    setattr(cfg if section is None else getattr(cfg, section), key, value)
+    name = key if section is None else f"{section}.{key}"
+    with pytest.raises(UserError, match=rf"{name} \w+ -> {value} since the checkpoint"):
+        load(make, source, cfg=cfg, state=state)
+    known = {k: v for k, v in state.items() if k in ("kind", "samples", "decoder")}  # of a checkpoint before these
+    load(make, source, cfg=cfg, state=known)
+
+
+def test_another_world_than_the_checkpoint_s_is_refused(make):
+    cfg = make.config()
+    cfg.data.source, cfg.data.shards = "scenes", None
+    state = load(make, Pictures(), cfg=cfg).state
+    cfg.data.scenes.seed = 3
+    with pytest.raises(UserError, match=r"data\.scenes\.seed 0 -> 3 since"):
+        load(make, Pictures(), cfg=cfg, state=state)
+
+
 def test_the_decoder_is_the_one_asked_for(make, source, monkeypatch):
     calls = []
     monkeypatch.setattr("distill.data.decode.decode_simply", lambda *_: calls.append(1))  # None: Pillow takes over

@@ -77,6 +77,21 @@ def test_a_run_without_heads_has_none_of_its_own_and_serves_features(train):
     assert saved["teacher"]["state"]["heads"]["feature_norm.ticks"] == 2
 
 
+def test_a_head_without_a_loss_does_not_teach(train):
+    patches, _ = train("patches", **{"objective.cls.weight": 0.0})
+    frozen = {"teacher.mode": "frozen", "teacher.source": f"run:{patches}"}
+    with pytest.raises(UserError, match=r"objective.cls.weight is above 0, .* no cls head to teach with. Set .*fitted"):
+        train("both", **frozen)
+    train("one", **frozen, **{"objective.cls.weight": 0.0})
+    train("fitted", **frozen, **{"teacher.heads.kind": "fitted", "teacher.heads.steps": 10})
+
+
+def test_the_patch_centre_is_measured_under_sinkhorn_too(train):
+    folder, _ = train("a", **{"objective.patch.balance": "sinkhorn"})
+    heads = open_teacher(f"run:{folder}").heads
+    assert heads.patch_center.center.abs().sum() > 0
+
+
 def test_bad_sources_and_other_heads_are_one_line(train, tmp_path):
     with pytest.raises(UserError, match=r"Unknown kind of source 'rnu'. Did you mean 'run'"):
         open_teacher("rnu:x")

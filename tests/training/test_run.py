@@ -171,6 +171,24 @@ def test_resume_under_another_objective_is_refused(small_run):
         small_run(resume=True, **{"objective.patch.tokens": "masked", "train.steps": 6})
 
 
+def test_a_refused_resume_leaves_the_papers_as_they_were(small_run):
+    folder = small_run().folder
+    papers = ("config.yaml", "resolved.yaml", "env.json", "receipts.json")
+    before = [(folder / name).read_text() for name in papers]
+    for changes in ({"views.flip": 0.1}, {"seed": 9}):
+        with pytest.raises(UserError):
+            small_run(resume=True, **changes, **{"train.steps": 6})
+    assert [(folder / name).read_text() for name in papers] == before
+
+
+def test_a_resumed_run_says_what_it_does_otherwise(tmp_path: Path, small, small_run, capsys):
+    small_run()
+    small_run(resume=True, **{"train.steps": 6, "optim.lr": 0.5})
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Goes on with other settings than before: optim.lr" in told
+    assert "-> 0.5, train.steps 4 -> 6." in told
+
+
 def test_a_damaged_checkpoint_is_named(small_run):
     folder = small_run().folder
     path = checkpoint.existing(folder / "checkpoints")[-1]
@@ -204,6 +222,29 @@ def test_second_stage_at_high_resolution_continues_from_a_run(small_run, tmp_pat
     assert [n for n in carried if not torch.allclose(before[n], after[n], atol=1e-6)] == []
     with pytest.raises(UserError, match=r"no student 'other'\. It has: student"):
         small_run("x", **{"train.stage_from": str(first.folder), "students.0.name": "other"})
+
+
+def test_a_second_stage_needs_the_first_one_only_to_begin(small_run, tmp_path: Path):
+    first = small_run("low")
+    stage = {"train.stage_from": str(first.folder), "train.checkpoint_every": 2}
+    small_run("high", **stage, **{"train.steps": 2})
+    first.folder.rename(tmp_path / "elsewhere")
+    assert small_run("high", resume=True, **stage, **{"train.steps": 4, "text.tokenizer": "words"}).step == 4
+
+
+def test_a_second_stage_keeps_the_words_of_the_first(small_run, saved):
+    words = {"text.vocabulary": 24}  # full in both worlds, of different words
+    one, other = (saved(small_run(f"w{seed}", **words, **{"data.scenes.seed": seed}).folder) for seed in (0, 3))
+    spec = [content["students"]["student"]["spec"]["tokenizer"] for content in (one, other)]
+    assert spec[0] != spec[1]
+    stage = {"train.stage_from": str(small_run("first", **words).folder), "data.scenes.seed": 3}
+    second = saved(small_run("second", **words, **stage).folder)
+    assert second["students"]["student"]["spec"]["tokenizer"] == spec[0]
+
+
+def test_a_second_stage_without_averages_may_follow_a_run_without_targets(small_run):
+    first = small_run("plain", **{"objective.patch.weight": 0.0, "objective.cls.weight": 0.0})
+    small_run("second", **{"train.stage_from": str(first.folder), "teacher.mode": "none"})
 
 
 def test_a_second_stage_that_averages_more_begins_with_the_first_ones_student(small_run):

@@ -11,7 +11,7 @@ import distill
 from distill.errors import UserError
 from distill.models.loading import load_model
 from distill.training.receipts import receipts
-from distill.training.state_io import start_stage
+from distill.training.stage import start_stage
 from teachers.sources import open_teacher
 
 ONE = {"train.steps": 1, "optim.warmup": 0.0, "optim.lr": 1e-2}
@@ -92,6 +92,6 @@ def test_a_second_stage_goes_on_from_the_first_ones_average(small_run, build, sa
     for kept, expected in ((student["ema"], student["ema"]), (None, student["weights"])):
         student["ema"] = kept
         torch.save(content, tmp_path / "stage.pt")
-        _, assembly, _ = build(**{"students.0.ema": 0.9})
-        start_stage(assembly, str(tmp_path / "stage.pt"))
+        cfg, assembly, _ = build(**{"students.0.ema": 0.9, "train.stage_from": str(tmp_path / "stage.pt")})
+        start_stage(assembly, cfg)
         close(dict(assembly.spares["student"].model.state_dict()), expected)

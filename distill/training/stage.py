@@ -1,0 +1,73 @@
+"""`train.stage_from`: a run that begins with what another one learnt, such as a short one at high resolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distill.config.schema import Config
+from distill.errors import UserError
+from distill.models.loading import find_checkpoint, read_checkpoint
+from distill.models.tokenizers import Tokenizer, load_tokenizer
+from distill.training.learner_io import load_learner
+from teachers.frozen import FrozenTeacher
+
+if TYPE_CHECKING:
+    from distill.training.assemble import Assembly
+
+
+def start_stage(assembly: Assembly, cfg: Config) -> None:
+    """Weights, heads, averages and centres of another run, by student name; fresh optimisers, step 0.
+
+    Raises UserError for a missing run or student, other shapes, or weights that would mean something else here.
+    """
+    source = cfg.train.stage_from
+    assert source is not None
+    saved = read_checkpoint(find_checkpoint(source))
+    for name in assembly.distiller.students:
+        if name not in saved["students"]:
+            raise UserError(
+                f"train.stage_from={source} has no student '{name}'. It has: {', '.join(saved['students'])}. "
+                f"Rename students.*.name to match."
+            )
+        where = f"train.stage_from={source}: student '{name}'"
+        load_learner(assembly.distiller.student(name), saved["students"][name], where)
+    for name, spare in assembly.spares.items():
+        spare.restart(saved["students"][name].get("ema"))
+    if saved["teacher"]["mode"] == assembly.teacher.mode and _same_teacher(saved, assembly, cfg):
+        if assembly.distiller.teacher_learner is not None:
+            where = f"train.stage_from={source}: its co-trained teacher"
+            load_learner(assembly.distiller.teacher_learner, saved["teacher_learner"], where)
+        assembly.teacher.load(saved["teacher"]["state"])
+    else:  # an average that the first stage did not keep begins as the student it has now
+        assembly.teacher.follow(0.0)
+
+
+def tokenizer_of(run: str | Path) -> Tokenizer:
+    """The tokenizer of a run of ours, or of one of its checkpoints."""
+    saved = read_checkpoint(find_checkpoint(run))
+    return load_tokenizer(next(iter(saved["students"].values()))["spec"]["tokenizer"])
+
+
+def _same_teacher(saved: dict[str, Any], assembly: Assembly, cfg: Config) -> bool:
+    """Whether what a run made for its frozen teacher's targets serves this one's: the same teacher, prepared alike.
+
+    Where it does not, it is made anew. True in every other mode.
+    """
+    teacher = assembly.teacher
+    if not isinstance(teacher, FrozenTeacher):
+        return True
+    assert assembly.opened is not None
+    identity = (assembly.opened.sha256, assembly.opened.source if assembly.opened.sha256 is None else None)
+    before = saved["teacher"]
+    was = (before["sha256"], before["source"] if before["sha256"] is None else None)
+    then, now = before["state"]["heads"], teacher.state()["heads"]
+    shapes = [{name: value.shape for name, value in made.items()} for made in (then, now)]
+    return was == identity and shapes[0] == shapes[1] and _prepared_alike(saved["config"], cfg)
+
+
+def _prepared_alike(then: dict[str, Any], cfg: Config) -> bool:
+    heads, objective = then["teacher"]["heads"], then["objective"]
+    was = (heads["kind"], heads["steps"], heads["entropy"], objective["feature_norm"])
+    here = cfg.teacher.heads
+    return was == (here.kind, here.steps, here.entropy, cfg.objective.feature_norm)
