@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
+from distill.study.averages import PREFIX, averages_trunk
 from distill.study.code import code_digest
 from distill.study.curves import end_values, loss_curves
 from distill.study.store import COST, LOCK, PICTURES, PROGRESS, RESULT, RUN, read_json, write_json
@@ -83,19 +84,27 @@ def train_cell(spec: dict[str, Any], folder: Path) -> None:
 
 
 def evaluate_cell(spec: dict[str, Any], folder: Path) -> dict[str, float]:
-    """Metrics by `task/metric`, after drawing the pictures of the first test images."""
+    """Metrics by `task/metric`, those of an averaged trunk too; draws the pictures of the first test images."""
     from distill.evals.run import evaluate
     from distill.models.loading import load_model
     from distill.study.pictures import draw_pictures
+    from teachers.sources import open_teacher
 
     wanted = spec["eval"]
     tell(folder, "evaluating")
     model = load_model(f"run:{folder / RUN}")
     size = spec["size"]
-    results = evaluate(model, wanted["tasks"], wanted["dataset"], samples=wanted["samples"], size=size)
+    models = {"": model}
+    if averages_trunk(spec["content"]):
+        models[PREFIX] = open_teacher(f"run:{folder / RUN}").model
+    scores: dict[str, float] = {}
+    for prefix, scored in models.items():
+        results = evaluate(scored, wanted["tasks"], wanted["dataset"], samples=wanted["samples"], size=size)
+        metrics = {f"{task}/{name}": value for task, r in results.items() for name, value in r.metrics.items()}
+        scores |= {prefix + name: value for name, value in metrics.items()}
     tell(folder, "drawing pictures")
     draw_pictures(model, wanted["dataset"], size, folder / PICTURES)
-    return {f"{task}/{name}": value for task, result in results.items() for name, value in result.metrics.items()}
+    return scores
 
 
 def settled_precision(run: Path) -> str:

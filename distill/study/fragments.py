@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from distill.study.averages import shown, title_of
 from distill.study.claim_lines import claim_lines
 from distill.study.columns import COSTS, SCORES, Column, show
 from distill.study.curves import Curve
@@ -26,10 +27,6 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def title_of(results: Tree, variant: str) -> str:
-    return str(results["variants"][variant]["title"])
-
-
 # ------------------------------------------------------------------------------------------------ numbers
 
 
@@ -37,7 +34,7 @@ def score_table(results: Tree) -> str:
     """Variants by scores, a bar under each as long as its share of the column's best (best over it for errors)."""
     rows = []
     columns = measured(results, SCORES)
-    for variant in results["variants"]:
+    for variant in shown(results):
         cells = []
         for column in columns:
             mean = mean_of(results, variant, column)
@@ -160,10 +157,10 @@ def claim_list(results: Tree) -> str:
 def loss_figures(results: Tree, curves: Mapping[str, Mapping[str, Curve]]) -> str:
     """One small plot a variant: patch loss on masked and on visible tokens, on shared axes."""
     terms = ("patch_masked", "patch_visible")
-    shown = {v: c for v, c in curves.items() if any(t in c for t in terms)}
-    bounds = limits(list(shown.values()), terms)
+    drawn = {v: c for v, c in curves.items() if any(t in c for t in terms)}
+    bounds = limits(list(drawn.values()), terms)
     parts = []
-    for variant, group in shown.items():
+    for variant, group in drawn.items():
         source = data_uri(patch_loss_svg(group, bounds).encode(), "svg+xml")
         caption = f'<span class="name">{esc(variant)}</span>{esc(title_of(results, variant))}'
         parts.append(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distill.errors import UserError
+from distill.study.averages import PREFIX, is_average, plain, shown, title_of
 from distill.study.claim_lines import CLAIMS_TEXT, HEADS, ClaimLine, all_claim_lines
 from distill.study.columns import SCORES, show
 from distill.study.rates import load_rates, rate_heads, rate_rows, rates_text
@@ -64,12 +65,15 @@ def study_part(results: Tree, rates: Tree | None = None) -> str:
     columns = measured(results, SCORES)
     heads = ["variant", *(c.short for c in columns), "seeds", "minutes", "hardware", "code"]
     rows = []
-    for variant, about in results["variants"].items():
-        own = [row for row in results["rows"] if row["variant"] == variant]
+    for variant in shown(results):
+        own = [row for row in results["rows"] if row["variant"] == plain(variant)]
+        if is_average(variant):
+            own = [row for row in own if any(key.startswith(PREFIX) for key in row["metrics"])]
         means = [mean_of(results, variant, c) for c in columns]
         numbers = [show(c, m.mean, m.half) if m else "–" for c, m in zip(columns, means)]
         codes = ", ".join(sorted({f"`{r['code']}`" for r in own}))
-        rows.append([f"`{variant}`: {about['title']}", *numbers, str(len(own)), _minutes(own), hardware_of(own), codes])
+        about = [str(len(own)), "–" if is_average(variant) else _minutes(own), hardware_of(own), codes]
+        rows.append([f"`{variant}`: {title_of(results, variant)}", *numbers, *about])
     parts = [f"## {results['title']} (`{results['study']}`)", results["purpose"]]
     if results["missing"]:
         parts.append(f"Not finished: {', '.join(results['missing'])}.")

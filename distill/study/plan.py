@@ -10,6 +10,7 @@ from typing import Any
 from distill.config.schema import Config
 from distill.errors import UserError, unknown
 from distill.study.address import address, content
+from distill.study.averages import averages_trunk, is_average, plain
 from distill.study.recipe import Pair, StudyRecipe, Variant, checked_eval, covers
 
 Resolve = Callable[[str, dict[str, Any]], Config]
@@ -49,9 +50,9 @@ class Plan:
         return self.root / "cells" / cell.name
 
     def differing_factors(self, first: str, second: str) -> list[str]:
-        """Declared factors in which two variants differ."""
+        """Declared factors in which two variants differ; an averaged trunk differs as its variant does."""
         seed = self.seeds[0]
-        one, two = (self.cells[cell_name(v, seed)].content for v in (first, second))
+        one, two = (self.cells[cell_name(plain(v), seed)].content for v in (first, second))
         return list(_by_factor(self.recipe.factors, _differing(one, two)))
 
     def switches(self, cell: Cell) -> dict[str, Any]:
@@ -198,6 +199,12 @@ def _refuse_twins(plan: Plan) -> None:
 
 def _check_pair(plan: Plan, pair: Pair) -> None:
     path, factors = plan.recipe.path, plan.recipe.factors
+    for name in (pair.first, pair.second):
+        if is_average(name) and not averages_trunk(plan.cells[cell_name(plain(name), plan.seeds[0])].content):
+            raise UserError(
+                f"{path}: {name} is no averaged trunk, as only teacher.mode ema with a patch or CLS loss keeps one; "
+                f"compare {plain(name)}."
+            )
     for factor in pair.factors or ():
         if factor not in factors:
             raise unknown(f"factor in compare of {path}", factor, factors)

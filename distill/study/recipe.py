@@ -17,7 +17,9 @@
     paper: {source: Table 2, columns: [PC59, ADE150], values: {ibot: [6.9, 0.3], student: [31.4, 20.0]}}
 
 `from` inherits another variant's keys. `teacher: VARIANT` distils from that variant's finished cell of the same seed:
-`teacher.mode` becomes frozen and `teacher.source` its run. `paper`: published numbers, shown below the scores.
+`teacher.mode` becomes frozen and `teacher.source` its run. `compare` and `claims` may say VARIANT.average for the
+averaged trunk of a variant with `teacher.mode: ema`: that is what teaches. `paper`: published numbers, shown below the
+scores.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from distill.config import recipes
 from distill.config.entries import parse_scalar
 from distill.config.fields import leaf_of
 from distill.errors import UserError, unknown
+from distill.study.averages import plain
 from distill.study.claims import EXPECTATIONS, Claim
 from distill.study.parts import checked_name, known, mapping
 from distill.study.scales import scaled
@@ -216,7 +219,7 @@ def _pair(path: str, item: Any, variants: dict[str, Variant]) -> Pair:
         )
     known(path, "key of a comparison", body, ("pair", "factors"))
     for name in body["pair"]:
-        if name not in variants:
+        if plain(str(name)) not in variants:
             raise unknown(f"variant in compare of {path}", str(name), variants)
     factors = body.get("factors")
     first, second = body["pair"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
+from distill.study.averages import metric_of, plain
 from distill.study.claims import Claim, Finding, judge
 from distill.study.columns import CHANCE, COLUMNS, Column
 from distill.study.plan import Plan
@@ -147,8 +148,9 @@ def value_of(row: Mapping[str, Any], key: str, otherwise: str | None = None) -> 
 
 
 def by_seed(results: Tree, variant: str, key: str, otherwise: str | None = None) -> dict[int, float]:
-    """Seed -> value of one variant."""
-    rows = [row for row in results["rows"] if row["variant"] == variant]
+    """Seed -> value of one variant, or of its averaged trunk (`VARIANT.average`)."""
+    rows = [row for row in results["rows"] if row["variant"] == plain(variant)]
+    key, otherwise = metric_of(variant, key), otherwise and metric_of(variant, otherwise)
     return {row["seed"]: value for row in rows if (value := value_of(row, key, otherwise)) is not None}
 
 
@@ -178,7 +180,7 @@ def chance(results: Tree, column: Column) -> float | None:
 def findings(results: Tree) -> list[Finding]:
     """The study's claims, judged on its rows."""
     claims = [Claim(**tree) for tree in results["claims"]]
-    variants = list(results["variants"])
+    variants = {*results["variants"], *(claim.first for claim in claims if claim.first)}
     scores = {c.metric: {v: by_seed(results, v, c.metric) for v in variants} for c in claims}
     return [replace(f, mixed=_mixes(results, f.claim)) for f in judge(claims, scores)]
 
@@ -189,6 +191,6 @@ def _mixes(results: Tree, claim: Claim) -> bool:
         return False
     first, second = (
         {r["seed"]: r["environment"].get("precision") for r in results["rows"] if r["variant"] == variant}
-        for variant in (claim.first, claim.second)
+        for variant in (plain(claim.first), claim.second)
     )
     return any(first[seed] != second[seed] for seed in first.keys() & second.keys())

@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from distill.study.averages import shown
 from distill.study.columns import COLUMNS, COSTS, SCORES, Column, show
 from distill.study.rates import rate_heads, rate_rows, rates_text
 from distill.study.results import Tree, chance, findings, mean_of, measured, scale_of
@@ -18,7 +19,7 @@ def best(results: Tree, column: Column) -> float | None:
     """The best mean of a score column over variants; None for a column without values or without a better and worse."""
     if column in COSTS or column.higher_is_better is None:
         return None
-    means = [m.mean for v in results["variants"] if (m := mean_of(results, v, column)) is not None]
+    means = [m.mean for v in shown(results) if (m := mean_of(results, v, column)) is not None]
     choose = max if column.higher_is_better else min
     return choose(means) if means else None
 
@@ -32,7 +33,7 @@ def summary_table(results: Tree, width: int = 120) -> RenderableType:
     table.add_column("variant")
     for column in columns:
         table.add_column(column.short, justify="right")
-    for variant in results["variants"]:
+    for variant in shown(results):
         cells = []
         for column in columns:
             mean = mean_of(results, variant, column)

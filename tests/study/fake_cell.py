@@ -85,6 +85,8 @@ def result(spec: dict[str, Any]) -> dict[str, Any]:
         "retrieval/i2t_r1_both": 0.3 + score / 2,
         "retrieval/t2i_r1_both": 0.28 + score / 2,
     }
+    if spec["content"]["teacher.mode"] == "ema":
+        metrics |= {f"average/{name}": value + 0.01 for name, value in metrics.items()}
     teacher = spec["content"]["teacher.mode"] == "frozen"
     return {
         **{k: spec[k] for k in ("variant", "seed", "address", "content", "teacher", "eval")},

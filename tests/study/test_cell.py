@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from distill.evals.run import evaluate
+from distill.study.averages import PREFIX
 from distill.study.cell import cell_cost, main, teacher_images
 from distill.study.code import code_digest
 from distill.study.columns import CHANCE, CLAIMED, COLUMNS
@@ -17,6 +19,7 @@ from distill.study.results import value_of, whole_cost
 from distill.study.run import plan_study
 from distill.study.runner import Runner
 from distill.study.store import is_done, write_json
+from teachers.sources import open_teacher
 
 Cells = dict[str, dict[str, Any]]  # content of cell.json by variant, and `place`, the cell's folder
 
@@ -34,9 +37,9 @@ log: {tensorboard: false}
 STUDY = """\
 study: pair
 base: base.yaml
-factors: {mask: mask, teacher: teacher}
+factors: {mask: mask, teacher: teacher, rate: optim.lr}
 eval: {dataset: scenes, samples: 12, tasks: [zeroshot_seg, linear_patch, locality, knn, retrieval, depth]}
-variants: {old: {}, young: {teacher: old, set: {mask.ratio: 0}}}
+variants: {old: {}, young: {teacher: old, set: {mask.ratio: 0}}, averaged: {set: {teacher.mode: ema, optim.lr: 0.01}}}
 """
 
 
@@ -76,6 +79,19 @@ def test_both_kinds_of_token_have_a_curve_and_a_student_without_mask_only_one(ce
     assert "patch_visible" in cells["young"]["curves"]
     assert "patch_masked" not in cells["young"]["curves"]
     assert cells["old"]["curves"]["patch_visible"]["step"] == [1, 2]
+
+
+def test_an_averaged_trunk_is_scored_beside_the_student(cells: Cells) -> None:
+    own = {name: value for name, value in cells["averaged"]["metrics"].items() if not name.startswith(PREFIX)}
+    average = {name: value for name, value in cells["averaged"]["metrics"].items() if name.startswith(PREFIX)}
+    assert set(average) == {PREFIX + name for name in own if not name.startswith("train/")}
+    share = "locality/global_share_final"
+    assert average[PREFIX + share] != own[share]
+    begun = open_teacher(f"run:{cells['averaged']['place'] / 'run'}").model
+    scored = evaluate(begun, ["locality"], "scenes", samples=12, size=32)["locality"].metrics["global_share_final"]
+    assert average[PREFIX + share] == pytest.approx(scored)
+    for other in ("old", "young"):
+        assert not [name for name in cells[other]["metrics"] if name.startswith(PREFIX)]
 
 
 def test_costs(cells: Cells) -> None:

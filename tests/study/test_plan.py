@@ -33,7 +33,7 @@ def test_cells_are_variants_by_seeds_with_teachers_first(recipe: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in shipped() if name.startswith("study/")])
 def test_shipped_studies_are_valid_and_short(name: str) -> None:
     assert plan_study(name, {"data.shards": "photos.tar"} if name.endswith("_photos") else None).cells
-    assert len(shipped()[name].splitlines()) < 85
+    assert len(shipped()[name].splitlines()) < 90
 
 
 def test_equal_arms_of_different_studies_are_one_cell() -> None:

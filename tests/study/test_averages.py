@@ -1,0 +1,68 @@
+"""Comparisons with an averaged trunk, the network that teaches."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from distill.errors import UserError
+from distill.study.averages import shown
+from distill.study.columns import COLUMNS
+from distill.study.fragments import score_table
+from distill.study.markdown import study_part
+from distill.study.results import by_seed, difference, findings
+from distill.study.run import plan_study
+from distill.study.table import summary_table
+
+Edit = Callable[[str, str], Path]
+AVERAGED = "ibot: {title: pretrained, set: {teacher.mode: ema}}"
+PAIRS = """\
+  - {pair: [ibot, ibotpp], factors: [tokens, teacher]}
+  - {pair: [ibot.average, unmasked], factors: [tokens, mask, teacher]}
+"""
+FINAL = "zeroshot_seg/miou_final"
+CLAIM = "compare: [ibot.average, unmasked]"
+
+
+@pytest.fixture
+def averaged(edit: Edit) -> Path:
+    edit("ibot: {title: pretrained}", AVERAGED)
+    edit("  - [ibot, ibotpp]\n  - {pair: [ibot, unmasked], factors: [tokens, mask, teacher]}\n", PAIRS)
+    return edit("compare: [ibot, ibotpp]", CLAIM)
+
+
+def test_a_student_is_compared_with_the_network_that_taught_it(averaged: Path, play: Any) -> None:
+    results = play(seeds=3).results
+    own = by_seed(results, "ibot", FINAL)
+    average = {row["seed"]: row["metrics"][f"average/{FINAL}"] for row in results["rows"] if row["variant"] == "ibot"}
+    student = by_seed(results, "unmasked", FINAL)
+    finding = findings(results)[0]
+    expected = sum(student[seed] - average[seed] for seed in range(3)) / 3
+    assert finding.difference.mean == pytest.approx(expected)
+    assert finding.difference.mean == pytest.approx(sum(student[s] - own[s] for s in range(3)) / 3 - 0.01)
+    column = next(c for c in COLUMNS if c.key == FINAL)
+    assert difference(results, "ibot.average", "unmasked", column).mean == pytest.approx(expected)
+
+
+def test_tables_show_both(averaged: Path, play: Any) -> None:
+    results = play().results
+    assert shown(results) == ["ibot", "ibot.average", "ibotpp", "unmasked"]
+    assert "averaged trunk of ibot, the network that teaches" in score_table(results)
+    lines = study_part(results).splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith("| `")] == [f"| `{n}`" for n in shown(results)]
+    terminal = Console(file=io.StringIO(), width=160)
+    terminal.print(summary_table(results, 160))
+    assert "ibot.average" in terminal.file.getvalue()
+
+
+def test_only_a_run_that_averages_its_trunk_has_an_average(edit: Edit, tmp_path: Path) -> None:
+    recipe = edit("{pair: [ibot, unmasked], ", "{pair: [ibot.average, unmasked], ")
+    with pytest.raises(UserError, match=r"ibot.average is no averaged trunk, as only teacher.mode ema .* compare ibot"):
+        plan_study(recipe, runs=tmp_path)
+    with pytest.raises(UserError, match=r"Unknown variant in compare of .*'nobody.average'"):
+        plan_study(edit("[ibot.average, unmasked]", "[nobody.average, unmasked]"), runs=tmp_path)
