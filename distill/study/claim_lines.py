@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+from distill.study.averages import is_average, plain
 from distill.study.claims import Claim, Finding
 from distill.study.columns import CLAIMED, COLUMNS, Column, show
 from distill.study.results import Tree, difference, findings, hardware_of, scale_of
@@ -19,6 +21,7 @@ HEADS = (  # what a reader came for first: a narrow screen shows the left
     "verdict",
     "measured",
     "95 % interval",
+    "with all arms' spread",
     "expected",
     "seeds",
     "measure",
@@ -30,10 +33,14 @@ HEADS = (  # what a reader came for first: a narrow screen shows the left
 CLAIMS_TEXT = (
     "How a verdict is made: the difference of two variants is taken seed by seed (a claim about one variant takes its "
     "number itself); its 95 % interval (Student's t) decides. Expected is where it should lie: above zero (+), below "
-    "(−), level (0 ± margin), not above (≤) or not below (≥) a bound. Margins are set by the recipe before anything "
-    "runs. Reproduced: the whole interval lies there. Not reproduced: it lies wholly elsewhere. Everything else is "
-    "undecided, as is anything from one seed. Zero-shot segmentation is judged by the value path; what the final "
-    "tokens say stands beside it."
+    "(−), level (0 ± margin), not above (≤) or not below (≥) a bound. Reproduced: the whole interval lies there. Not "
+    "reproduced: it lies wholly elsewhere. Everything else is undecided, as is anything from fewer than three seeds. "
+    "A claim of the paper's has its sign and margin from the paper's numbers; of one whose source is this study, "
+    "reproduced means that it holds, and its source says so where it was written after its first cells. "
+    "VARIANT.average is the averaged trunk, the network that teaches a student. Intervals cover the seeds of training "
+    "alone: one world of scenes, one set of test images. With all arms' spread: the same difference if noise is of "
+    "one size in all arms of a study, estimated from all of them; it has no part in the verdict. Zero-shot "
+    "segmentation is judged by the value path; what the final tokens say stands beside it."
 )
 
 
@@ -50,18 +57,25 @@ class ClaimLine:
     expected: str
     measured: str
     interval: str
+    pooled: str  # the interval with the spread of all arms
     seeds: str
     final: str  # for a claim on the value path: the same by the final tokens
     scale: str  # and hardware
     finding: Finding
+    also: tuple[str, ...] = ()  # other studies that make this claim of the same runs
 
     @property
     def cells(self) -> dict[str, str]:
         """The line's texts by HEADS."""
         number = "" if self.number is None else str(self.number)
-        told = (number, self.says, self.finding.verdict, self.measured, self.interval, self.expected, self.seeds)
-        about = (self.short, self.final, self.study, self.finding.claim.source, self.scale)
+        told = (number, self.says, self.finding.verdict, self.measured, self.interval, self.pooled, self.expected)
+        about = (self.seeds, self.short, self.final, self.where, self.finding.claim.source, self.scale)
         return dict(zip(HEADS, (*told, *about), strict=True))
+
+    @property
+    def where(self) -> str:
+        """The study, and others that say the same of the same runs."""
+        return self.study if not self.also else f"{self.study} (the same runs: {', '.join(self.also)})"
 
 
 def claim_lines(results: Tree) -> list[ClaimLine]:
@@ -70,15 +84,40 @@ def claim_lines(results: Tree) -> list[ClaimLine]:
 
 
 def all_claim_lines(studies: Mapping[str, Tree]) -> list[ClaimLine]:
-    """The claims of several studies by their numbers; those without one come last."""
-    lines = [line for results in studies.values() for line in claim_lines(results)]
-    return sorted(lines, key=lambda line: (line.number is None, line.number or 0))  # stable within a study
+    """The claims of several studies by their numbers; those without one come last. A claim that two studies make of the
+    same runs is there once.
+    """
+    lines: dict[Any, ClaimLine] = {}
+    for results in studies.values():
+        for line in claim_lines(results):
+            key = _same_runs(results, line)
+            first = lines.get(key)
+            lines[key] = line if first is None else replace(first, also=(*first.also, line.study))
+    return sorted(lines.values(), key=lambda line: (line.number is None, line.number or 0))  # stable within a study
+
+
+def _same_runs(results: Tree, line: ClaimLine) -> Any:
+    """Equal for two lines that ask the same of the same runs."""
+    claim = line.finding.claim
+    if line.finding.difference is None:
+        return line.study, claim.says
+    names = (claim.first, claim.second)
+    average = claim.first is not None and is_average(claim.first)
+    runs = [tuple(row["address"] for row in _rows_of(results, name)) for name in names if name]
+    return line.number, claim.metric, claim.expect, claim.margin, average, tuple(runs)
+
+
+def _rows_of(results: Tree, *names: str) -> list[Tree]:
+    """The rows of these variants, by seed."""
+    rows = [row for row in results["rows"] if row["variant"] in map(plain, names)]
+    return sorted(rows, key=lambda row: row["seed"])
 
 
 def _line(results: Tree, finding: Finding) -> ClaimLine:
     claim, change = finding.claim, finding.difference
     column = _column(claim.metric)
     numbered = NUMBER.fullmatch(claim.says)
+    rows = _rows_of(results, *(name for name in (claim.first, claim.second) if name))
     signed = claim.first is not None or claim.metric.endswith("_change")
     return ClaimLine(
         study=results["study"],
@@ -90,9 +129,10 @@ def _line(results: Tree, finding: Finding) -> ClaimLine:
         expected=_expected(claim, column),
         measured=show(column, change.mean, sign=signed) if change else "not measured",
         interval=_interval(column, change, signed) or "–",
+        pooled=_interval(column, finding.pooled, signed) or "–",
         seeds=_seeds(finding),
         final=_by_final_tokens(results, claim),
-        scale=", ".join(word for word in (scale_of(results), hardware_of(results["rows"])) if word),
+        scale=", ".join(word for word in (scale_of(results), hardware_of(rows)) if word),
         finding=finding,
     )
 

@@ -21,6 +21,8 @@ from typing import Any
 from distill.study.statistics import Interval, mean_interval, paired_difference
 
 REPRODUCED, NOT_REPRODUCED, UNDECIDED = "reproduced", "not reproduced", "undecided"
+NOT_MEASURED = "not measured"
+FEWEST = 3  # seeds for a verdict
 EXPECTATIONS = ("+", "-", "0", "<=", ">=")
 
 Scores = Mapping[str, Mapping[str, Mapping[int, float]]]
@@ -57,33 +59,34 @@ class Finding:
     verdict: str
     reason: str
     mixed: bool = False  # some seed pairs runs of different precision
+    pooled: Interval | None = None  # the difference with the spread of all arms; it has no part in the verdict
 
     def as_dict(self) -> dict[str, Any]:
         """Flat and JSON-able, one entry of claims.json."""
         measured = asdict(self.difference) if self.difference else {"mean": None, "low": None, "high": None, "n": 0}
-        return {**asdict(self.claim), **measured, "verdict": self.verdict, "reason": self.reason, "mixed": self.mixed}
+        told = {"verdict": self.verdict, "reason": self.reason, "mixed": self.mixed}
+        return {**asdict(self.claim), **measured, **told, "pooled": asdict(self.pooled) if self.pooled else None}
 
 
 def verdict(claim: Claim, difference: Interval | None) -> tuple[str, str]:
     """The verdict and why.
 
     Reproduced when the whole interval lies where the claim expects the difference, not reproduced when it lies wholly
-    elsewhere. Everything else, and anything from one seed, is undecided.
+    elsewhere. Everything else, and anything from fewer than three seeds, is undecided.
     """
     lower, upper = claim.allowed
     if difference is None:
-        return UNDECIDED, "no seed has both variants" if claim.first else "no seed has the variant"
+        return NOT_MEASURED, "no seed has both variants" if claim.first else "no seed has the variant"
     if not math.isfinite(difference.mean):
         return UNDECIDED, "not a finite number"
-    if difference.low is None or difference.high is None:
-        agrees = _within(claim, difference.mean, difference.mean)
-        return UNDECIDED, f"one seed; it {'agrees' if agrees else 'disagrees'}"
-    where = _place(claim)
+    if difference.n < FEWEST or difference.low is None or difference.high is None:
+        agrees = "agrees" if _within(claim, difference.mean, difference.mean) else "disagrees"
+        return UNDECIDED, f"one seed, which {agrees}" if difference.n == 1 else f"two seeds, whose mean {agrees}"
     if _within(claim, difference.low, difference.high):
-        return REPRODUCED, f"the whole interval lies {where}"
+        return REPRODUCED, "the whole interval lies there"
     if difference.high < lower or difference.low > upper:
-        return NOT_REPRODUCED, f"no part of the interval lies {where}"
-    return UNDECIDED, f"only a part of the interval lies {where}"
+        return NOT_REPRODUCED, "no part of the interval lies there"
+    return UNDECIDED, "only a part of the interval lies there"
 
 
 def _within(claim: Claim, low: float, high: float) -> bool:
@@ -92,13 +95,6 @@ def _within(claim: Claim, low: float, high: float) -> bool:
     if claim.expect in ("+", "-"):
         return lower < low and high < upper
     return lower <= low and high <= upper
-
-
-def _place(claim: Claim) -> str:
-    lower, upper = claim.allowed
-    if claim.expect == "0":
-        return f"within ±{upper:g}"
-    return f"above {lower:g}" if math.isinf(upper) else f"below {upper:g}"
 
 
 def judge(claims: list[Claim], scores: Scores) -> list[Finding]:

@@ -79,7 +79,7 @@ def study_body(results: Tree, folder: Path, shelf: Shelf) -> str:
 
 
 DIFFERENCES_TEXT = (
-    "In percentage points (depth: metres, less is better), paired by seed. "
+    "In percentage points (depth: in the unit of its dataset, less is better), paired by seed. "
     "Bold: the 95 % interval over seeds excludes zero."
 )
 EFFECTS_TEXT = (
@@ -100,12 +100,13 @@ COST_TEXT = (
 LOSS_TEXT = (
     f'Mean over <span class="line" style="background:{MASKED}"></span><b>masked</b> and over '
     f'<span class="line" style="background:{VISIBLE}"></span><b>visible</b> tokens, whether or not they are '
-    "supervised. All plots share one vertical axis. A student without a mask has visible tokens only."
+    "supervised; of each variant's first seed. All plots share one vertical axis. A student without a mask has visible "
+    "tokens only."
 )
 PICTURE_TEXT = (
-    "The first test images, the same under every variant. PCA: the three main directions of a variant's patch "
-    "features as red, green and blue; colours are comparable along a row, not between rows. Segmentation: each "
-    "pixel has the colour of the class whose name is nearest to its patch."
+    "The first test images, the same under every variant, by its first seed. PCA: the three main directions of a "
+    "variant's patch features as red, green and blue; colours are comparable along a row, not between rows. "
+    "Segmentation: each pixel has the colour of the class whose name is nearest to its patch."
 )
 
 
@@ -204,9 +205,9 @@ def _settings(results: Tree) -> str:
 
 def _commands(results: Tree) -> str:
     command = results["command"] or f"distill study {shlex.quote(str(results['recipe']))}"
-    variants = list(results["variants"])
-    single = f"{command} --only {variants[-1]} --again"
-    row = f"<p>One row anew, with the teacher it needs:</p><pre>{esc(single)}</pre>"
+    taught = [name for name, about in results["variants"].items() if about["teacher"]]
+    single = f"{command} --only {[*results['variants'], *taught][-1]} --again"
+    row = f"<p>One row anew{', with the teacher it needs' if taught else ''}:</p><pre>{esc(single)}</pre>"
     return (
         f"<p>The whole study (finished cells are kept):</p><pre>{esc(command)}</pre>"
         f"{'' if results.get('checks') else row}"

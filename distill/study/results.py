@@ -12,7 +12,7 @@ from distill.study.averages import metric_of, plain
 from distill.study.claims import Claim, Finding, judge
 from distill.study.columns import CHANCE, COLUMNS, Column
 from distill.study.plan import Plan
-from distill.study.statistics import Interval, mean_interval, paired_difference
+from distill.study.statistics import Interval, mean_interval, paired_difference, pooled_difference
 from distill.study.store import is_done, read_json, read_result, write_json
 
 FORMAT = 1
@@ -182,7 +182,16 @@ def findings(results: Tree) -> list[Finding]:
     claims = [Claim(**tree) for tree in results["claims"]]
     variants = {*results["variants"], *(claim.first for claim in claims if claim.first)}
     scores = {c.metric: {v: by_seed(results, v, c.metric) for v in variants} for c in claims}
-    return [replace(f, mixed=_mixes(results, f.claim)) for f in judge(claims, scores)]
+    return [replace(f, mixed=_mixes(results, f.claim), pooled=_pooled(results, f.claim)) for f in judge(claims, scores)]
+
+
+def _pooled(results: Tree, claim: Claim) -> Interval | None:
+    """The claim's difference with the spread of all arms; an averaged trunk that it is about stands for its variant."""
+    if claim.first is None or claim.metric.startswith("cost/"):
+        return None
+    first, second = claim.first, claim.second
+    names = [first if variant == plain(first) else variant for variant in results["variants"]]
+    return pooled_difference({name: by_seed(results, name, claim.metric) for name in names}, first, second)
 
 
 def _mixes(results: Tree, claim: Claim) -> bool:

@@ -12,7 +12,7 @@ from distill.study.rates import rate_heads, rate_rows, rates_text
 from distill.study.results import Tree, chance, findings, mean_of, measured, scale_of
 
 LEFT_OUT = ("cost/peak_memory_mb", "cost/teacher_forwards")  # in results.json and the report
-STYLES = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow"}
+STYLES = {"reproduced": "green", "not reproduced": "red", "undecided": "yellow", "not measured": "dim"}
 
 
 def best(results: Tree, column: Column) -> float | None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from distill.study.claims import NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, judge, verdict
+from distill.study.claims import NOT_MEASURED, NOT_REPRODUCED, REPRODUCED, UNDECIDED, Claim, judge, verdict
 from distill.study.statistics import Interval
 
 
@@ -48,8 +48,13 @@ def test_one_seed_never_decides_but_says_which_way_it_points(mean: float, word: 
     assert reason.split()[-1] == word
 
 
-def test_nothing_measured_is_undecided() -> None:
-    assert verdict(claim("+"), None)[0] == UNDECIDED
+def test_two_seeds_never_decide() -> None:
+    assert verdict(claim("+"), Interval(0.3, 0.2, 0.4, 2)) == (UNDECIDED, "two seeds, whose mean agrees")
+    assert verdict(claim("-"), Interval(0.3, 0.2, 0.4, 2)) == (UNDECIDED, "two seeds, whose mean disagrees")
+
+
+def test_nothing_measured_has_no_verdict() -> None:
+    assert verdict(claim("+"), None)[0] == NOT_MEASURED
 
 
 def test_judge_takes_second_minus_first_of_the_claims_metric() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 import shutil
@@ -40,7 +41,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 text = text.replace("'2: all | tokens' beat masked ones", "'2: all | tokens stay level'")
                 text = text.replace("expect: +", "expect: 0, margin: 0.05")
             path.write_text(text)
-            options = {"runs": folder / "runs", "keep": folder / "kept", "parallel": 2, "seeds": 2}
+            options = {"runs": folder / "runs", "keep": folder / "kept", "parallel": 2, "seeds": 3}
             quiet = Console(file=io.StringIO())
             study(path, {"train.accelerator": "cpu"}, console=quiet, command=fake_painter, **options)
     shutil.rmtree(folder / "runs")
@@ -82,8 +83,8 @@ def test_markdown_has_claims_scores_and_commands(kept: Path) -> None:
     text = (kept / "README.md").read_text()
     assert "| 2 | all \\| tokens stay level | **not reproduced** | +" in text
     assert "|  | all tokens beat masked ones | **reproduced** | +" in text
-    assert "| 0 ± 5.0 | 2 | mIoU final |  | duo | Table 3 |" in text
-    assert "| + | 2 | mIoU final |  | trio | Table 3 |" in text
+    assert "| 0 ± 5.0 | 3 | mIoU final |  | duo | Table 3 |" in text
+    assert "| + | 3 | mIoU final |  | trio | Table 3 |" in text
     assert "`ibotpp`: all tokens" in text
     assert "Test CPU" in text
     assert "`0123456789ab`" in text
@@ -96,7 +97,7 @@ def test_measured_interval_and_verdict_of_a_line(kept: Path) -> None:
     assert change is not None and change.low is not None and change.high is not None
     assert line.measured == f"{100 * change.mean:+.1f}"
     assert line.interval == f"{100 * change.low:+.1f} to {100 * change.high:+.1f}".replace("-", "−")
-    assert line.seeds == "2"
+    assert line.seeds == "3"
 
 
 def test_a_claim_on_the_value_path_shows_the_final_tokens_too_and_mixed_precision_is_said(kept: Path) -> None:
@@ -109,8 +110,17 @@ def test_a_claim_on_the_value_path_shows_the_final_tokens_too_and_mixed_precisio
     final = next(line for line in all_claim_lines(load_studies(kept)) if line.study == "trio")
     assert line.measured == "+0.0"
     assert line.final == f"{final.measured} ({final.interval})"
-    assert line.seeds == "2, bf16 against fp32"
+    assert line.seeds == "3, bf16 against fp32"
     assert final.final == ""
+
+
+def test_a_claim_that_two_studies_make_of_the_same_runs_is_there_once(kept: Path) -> None:
+    studies = load_studies(kept)
+    twin = {**copy.deepcopy(studies["trio"]), "study": "twin"}
+    lines = all_claim_lines({**studies, "twin": twin})
+    assert [line.where for line in lines] == ["duo", "trio (the same runs: twin)"]
+    twin["rows"][0]["address"] = "another run"
+    assert [line.where for line in all_claim_lines({"trio": studies["trio"], "twin": twin})] == ["trio", "twin"]
 
 
 def test_a_report_takes_words_and_cells_from_the_recipe_of_today(
