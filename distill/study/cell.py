@@ -65,6 +65,7 @@ def run_cell(spec: dict[str, Any]) -> dict[str, Any]:
         "cost": {**cell_cost(spec, folder, rows), "eval_seconds": time.monotonic() - began},
         "environment": {**(read_json(folder / RUN / "env.json") or {}), "precision": settled_precision(folder / RUN)},
         "code": code_digest(),
+        **weights_of(folder / RUN),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "shared": None,
     }
@@ -105,6 +106,15 @@ def evaluate_cell(spec: dict[str, Any], folder: Path) -> dict[str, float]:
     tell(folder, "drawing pictures")
     draw_pictures(model, wanted["dataset"], size, folder / PICTURES)
     return scores
+
+
+def weights_of(run: Path) -> dict[str, str | None]:
+    """SHA-256 of the run's last checkpoint, and of the frozen teacher that it learnt from (None without)."""
+    from distill.models.loading import checkpoint_files, find_checkpoint, read_checkpoint
+    from distill.models.sources.base import files_hash
+
+    file = find_checkpoint(run)
+    return {"weights": files_hash(checkpoint_files(file)), "taught_by": read_checkpoint(file)["teacher"]["sha256"]}
 
 
 def settled_precision(run: Path) -> str:

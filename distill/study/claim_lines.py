@@ -159,7 +159,8 @@ def _interval(column: Column, change: Interval | None, sign: bool) -> str:
 
 def _seeds(finding: Finding) -> str:
     count = str(finding.difference.n) if finding.difference else "0"
-    return f"{count}, bf16 against fp32" if finding.mixed else count
+    mixed, retaught = ["bf16 against fp32"] * finding.mixed, ["another teacher of that recipe"] * finding.retaught
+    return ", ".join([count, *mixed, *retaught])
 
 
 def _by_final_tokens(results: Tree, claim: Claim) -> str:

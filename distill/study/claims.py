@@ -59,12 +59,13 @@ class Finding:
     verdict: str
     reason: str
     mixed: bool = False  # some seed pairs runs of different precision
+    retaught: bool = False  # some student's teacher was trained by the same recipe, but is not the one that is scored
     pooled: Interval | None = None  # the difference with the spread of all arms; it has no part in the verdict
 
     def as_dict(self) -> dict[str, Any]:
         """Flat and JSON-able, one entry of claims.json."""
         measured = asdict(self.difference) if self.difference else {"mean": None, "low": None, "high": None, "n": 0}
-        told = {"verdict": self.verdict, "reason": self.reason, "mixed": self.mixed}
+        told = {"verdict": self.verdict, "reason": self.reason, "mixed": self.mixed, "retaught": self.retaught}
         return {**asdict(self.claim), **measured, **told, "pooled": asdict(self.pooled) if self.pooled else None}
 
 

@@ -72,7 +72,7 @@ def _rows(plan: Plan) -> tuple[list[Tree], list[str]]:
         if result is None or not is_done(result, cell, plan.eval):
             missing.append(cell.name)
             continue
-        kept = ("metrics", "environment", "code", "address", "finished", "shared")
+        kept = ("metrics", "environment", "code", "address", "weights", "taught_by", "finished", "shared")
         rows.append(
             {
                 "variant": cell.variant,
@@ -182,7 +182,12 @@ def findings(results: Tree) -> list[Finding]:
     claims = [Claim(**tree) for tree in results["claims"]]
     variants = {*results["variants"], *(claim.first for claim in claims if claim.first)}
     scores = {c.metric: {v: by_seed(results, v, c.metric) for v in variants} for c in claims}
-    return [replace(f, mixed=_mixes(results, f.claim), pooled=_pooled(results, f.claim)) for f in judge(claims, scores)]
+    return [
+        replace(
+            f, mixed=_mixes(results, f.claim), retaught=_retaught(results, f.claim), pooled=_pooled(results, f.claim)
+        )
+        for f in judge(claims, scores)
+    ]
 
 
 def _pooled(results: Tree, claim: Claim) -> Interval | None:
@@ -192,6 +197,20 @@ def _pooled(results: Tree, claim: Claim) -> Interval | None:
     first, second = claim.first, claim.second
     names = [first if variant == plain(first) else variant for variant in results["variants"]]
     return pooled_difference({name: by_seed(results, name, claim.metric) for name in names}, first, second)
+
+
+def _retaught(results: Tree, claim: Claim) -> bool:
+    """Whether a student is set against its teacher, and in some seed another run of that recipe taught it."""
+    if claim.first is None:
+        return False
+    weights = {r["seed"]: r.get("weights") for r in results["rows"] if r["variant"] == plain(claim.first)}
+    students = [r for r in results["rows"] if r["variant"] == claim.second and r["seed"] in weights]
+    taught = [(weights[r["seed"]], r.get("taught_by")) for r in students if _taught_by(r, plain(claim.first))]
+    return any(own and by and own != by for own, by in taught)
+
+
+def _taught_by(row: Tree, variant: str) -> bool:
+    return row["teacher"] == f"{variant}-s{row['seed']}"
 
 
 def _mixes(results: Tree, claim: Claim) -> bool:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from distill.errors import UserError
 from distill.study.averages import shown
+from distill.study.claim_lines import claim_lines
 from distill.study.columns import COLUMNS
 from distill.study.fragments import score_table
 from distill.study.markdown import study_part
@@ -47,6 +48,20 @@ def test_a_student_is_compared_with_the_network_that_taught_it(averaged: Path, p
     assert finding.difference.mean == pytest.approx(sum(student[s] - own[s] for s in range(3)) / 3 - 0.01)
     column = next(c for c in COLUMNS if c.key == FINAL)
     assert difference(results, "ibot.average", "unmasked", column).mean == pytest.approx(expected)
+
+
+def test_a_claim_says_when_another_run_of_the_recipe_taught(averaged: Path, play: Any) -> None:
+    results = play(seeds=3).results
+    assert not findings(results)[0].retaught  # not known of cells made before it was recorded
+    for row in results["rows"]:
+        row |= {
+            "weights": f"{row['variant']}{row['seed']}",
+            "taught_by": f"ibot{row['seed']}" if row["teacher"] else None,
+        }
+    assert not findings(results)[0].retaught
+    next(row for row in results["rows"] if row["teacher"])["taught_by"] = "another"
+    assert findings(results)[0].retaught
+    assert claim_lines(results)[0].seeds == "3, another teacher of that recipe"
 
 
 def test_tables_show_both(averaged: Path, play: Any) -> None:

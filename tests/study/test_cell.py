@@ -81,6 +81,12 @@ def test_both_kinds_of_token_have_a_curve_and_a_student_without_mask_only_one(ce
     assert cells["old"]["curves"]["patch_visible"]["step"] == [1, 2]
 
 
+def test_a_cell_says_whose_weights_taught_it(cells: Cells) -> None:
+    assert len(cells["old"]["weights"]) == 64
+    assert cells["old"]["taught_by"] is None
+    assert cells["young"]["taught_by"] == cells["old"]["weights"] != cells["young"]["weights"]
+
+
 def test_an_averaged_trunk_is_scored_beside_the_student(cells: Cells) -> None:
     own = {name: value for name, value in cells["averaged"]["metrics"].items() if not name.startswith(PREFIX)}
     average = {name: value for name, value in cells["averaged"]["metrics"].items() if name.startswith(PREFIX)}
