@@ -18,6 +18,7 @@ from rich.console import Console
 
 from distill.errors import UserError
 from distill.training import checkpoint, precision
+from distill.training.distiller import Distiller
 from distill.training.guard import Collapse
 from distill.training.metrics import read_metrics
 from distill.training.run import run
@@ -204,6 +205,23 @@ def test_divergence_stops_with_the_term_and_keeps_the_last_good_checkpoint(small
     assert kept
     for name, value in weights(tmp_path / "bad").items():
         assert not value.is_floating_point() or torch.isfinite(value).all(), name
+
+
+def test_a_bad_micro_batch_is_seen_though_the_last_one_is_good(small_run, tmp_path: Path, monkeypatch):
+    forward, calls = Distiller.forward, []
+
+    def spoilt(self, *args, **more):
+        output = forward(self, *args, **more)
+        if not more and not calls:  # the first with losses
+            calls.append(1)
+            output.parts["student/patch"] = output.parts["student/patch"] * torch.nan
+            output.loss = output.loss * torch.nan
+        return output
+
+    monkeypatch.setattr(Distiller, "forward", spoilt)
+    with pytest.raises(Collapse, match="Step 1: student/patch loss is nan"):
+        small_run("bad", **{"train.accumulate": 2, "optim.clip": 0.0, "train.checkpoint_every": 1})
+    assert not checkpoint.existing(tmp_path / "bad" / "checkpoints")
 
 
 def test_collapse_stops_a_run(small_run):
