@@ -44,7 +44,7 @@ def heads_phrase(prototypes: int) -> str:
 
 
 def open_teacher(source: str) -> OpenedTeacher:
-    """Opens any source that `distill.models.sources` knows (of a run, `#NAME` picks a student or co-trained `teacher`).
+    """Opens any source that `distill.models.sources` knows (of a run, `#NAME` picks a student or its `teacher`).
 
     For a run with an averaged trunk (`teacher.mode: ema`) the averaged trunk is the teacher; otherwise the student's
     own trunk; `#NAME.ema` is the student's spare average. Heads and centres are the run's averaged ones; a student that

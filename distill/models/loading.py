@@ -22,17 +22,6 @@ SPARE = ".ema"  # after a student's name: its spare average
 _STEP = re.compile(r"step_(\d+)(\.pt)?")
 
 
-def load_model(path: str | Path) -> ImageTextModel:
-    """The model at `PATH` or `run:PATH`, a checkpoint file or run folder, on CPU and in evaluation mode.
-
-    `PATH#NAME` picks one of several students, `PATH#NAME.ema` its spare average; without a name it is the first. Raises
-    `UserError` when there is no such file, student or checkpoint, or the file is damaged or of another kind.
-    """
-    location, _, name = str(path).removeprefix("run:").partition("#")
-    file = find_checkpoint(location)
-    return build_from_checkpoint(read_checkpoint(file), name or None, origin=str(file))
-
-
 def build_from_checkpoint(content: dict[str, Any], name: str | None, *, origin: str) -> ImageTextModel:
     """The model in a checkpoint that `read_checkpoint` returned; `name` picks a student, `origin` is for messages."""
     entry = entry_of(content, name, origin)
@@ -46,7 +35,7 @@ def build_from_checkpoint(content: dict[str, Any], name: str | None, *, origin: 
 
 
 def save_model(model: ImageTextModel, path: str | Path) -> None:
-    """Writes `model` as one self-contained file that `load_model` reads."""
+    """Writes `model` as one self-contained file that `distill.load` reads."""
     torch.save({"format": FORMAT, **pack_model(model)}, path)
 
 

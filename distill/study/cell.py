@@ -87,17 +87,16 @@ def train_cell(spec: dict[str, Any], folder: Path) -> None:
 def evaluate_cell(spec: dict[str, Any], folder: Path) -> dict[str, float]:
     """Metrics by `task/metric`, those of an averaged trunk too; draws the pictures of the first test images."""
     from distill.evals.run import evaluate
-    from distill.models.loading import load_model
+    from distill.models.sources import load
     from distill.study.pictures import draw_pictures
-    from teachers.sources import open_teacher
 
     wanted = spec["eval"]
     tell(folder, "evaluating")
-    model = load_model(f"run:{folder / RUN}")
+    model = load(f"run:{folder / RUN}")
     size = spec["size"]
     models = {"": model}
     if averages_trunk(spec["content"]):
-        models[PREFIX] = open_teacher(f"run:{folder / RUN}").model
+        models[PREFIX] = load(f"run:{folder / RUN}#teacher")
     scores: dict[str, float] = {}
     for prefix, scored in models.items():
         results = evaluate(scored, wanted["tasks"], wanted["dataset"], samples=wanted["samples"], size=size)

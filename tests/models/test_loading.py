@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from distill.errors import UserError
-from distill.models.loading import find_checkpoint, load_model, pack_model, save_model
+from distill.models.loading import find_checkpoint, pack_model, save_model
 from distill.models.pair import ImageTextModel
+from distill.models.sources import load
 
 
 @pytest.fixture(name="run")
@@ -30,7 +31,7 @@ def _run(model, tmp_path):
 def test_exported_file_round_trips_bit_for_bit(model, tmp_path):
     file = tmp_path / "model.pt"
     save_model(model.train(), file)
-    again = load_model(file)
+    again = load(file)
     assert isinstance(again, ImageTextModel)
     assert not again.training
     model.eval()
@@ -45,22 +46,22 @@ def test_exported_file_round_trips_bit_for_bit(model, tmp_path):
 
 def test_a_run_is_read_at_its_newest_step_and_first_student(run):
     assert find_checkpoint(run).name == "step_0000100.pt"
-    assert load_model(run).log_temperature.item() == 100
-    assert load_model(f"run:{run}").log_temperature.item() == 100
-    assert load_model(f"run:{run}#other").log_temperature.item() == 101
-    assert load_model(f"{run}/checkpoints/step_0000005.pt#other").log_temperature.item() == 6
+    assert load(run).log_temperature.item() == 100
+    assert load(f"run:{run}").log_temperature.item() == 100
+    assert load(f"run:{run}#other").log_temperature.item() == 101
+    assert load(f"{run}/checkpoints/step_0000005.pt#other").log_temperature.item() == 6
 
 
 def test_missing_things_are_named(run, tmp_path, model):
     with pytest.raises(UserError, match=r"No run or checkpoint at .*absent"):
-        load_model(tmp_path / "absent")
+        load(tmp_path / "absent")
     with pytest.raises(UserError, match=r"Unknown student 'othr'\. Did you mean 'other'"):
-        load_model(f"{run}#othr")
+        load(f"{run}#othr")
     with pytest.raises(UserError, match="No checkpoint in"):
-        load_model(tmp_path)
+        load(tmp_path)
     save_model(model, tmp_path / "model.pt")
     with pytest.raises(UserError, match="leave out '#other'"):
-        load_model(f"{tmp_path}/model.pt#other")
+        load(f"{tmp_path}/model.pt#other")
 
 
 def test_truncated_files(run):
@@ -69,7 +70,7 @@ def test_truncated_files(run):
     for share in (0.0, 0.3, 0.99):
         file.write_bytes(whole[: int(len(whole) * share)])
         with pytest.raises(UserError, match="truncated, damaged or not a checkpoint"):
-            load_model(run)
+            load(run)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_files_of_another_kind(tmp_path, content, message):
     file = tmp_path / "other.pt"
     torch.save(content, file)
     with pytest.raises(UserError, match=message):
-        load_model(file)
+        load(file)
 
 
 def test_code_in_a_file_is_never_run(tmp_path):
@@ -95,7 +96,7 @@ def test_code_in_a_file_is_never_run(tmp_path):
 
     torch.save({"students": Trap()}, tmp_path / "trap.pt")
     with pytest.raises(UserError, match="Cannot read"):
-        load_model(tmp_path / "trap.pt")
+        load(tmp_path / "trap.pt")
     assert not (tmp_path / "ran").exists()
 
 
@@ -104,4 +105,4 @@ def test_weights_of_another_shape(model, tmp_path):
     content["weights"]["image.trunk.norm.weight"] = torch.zeros(3)
     torch.save(content, tmp_path / "model.pt")
     with pytest.raises(UserError, match=r"does not fit this version.*image\.trunk\.norm\.weight"):
-        load_model(tmp_path / "model.pt")
+        load(tmp_path / "model.pt")

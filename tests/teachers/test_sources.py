@@ -44,6 +44,9 @@ def test_full_average_teaches_with_the_averaged_trunk(train):
     opened = open_teacher(f"run:{folder}")
     assert same(opened.model.image, saved["teacher"]["state"]["trunk"])
     assert same(opened.heads, saved["teacher"]["state"]["heads"])
+    named = open_teacher(f"run:{folder}#teacher")
+    assert same(named.model, opened.model.state_dict())
+    assert same(named.heads, opened.heads.state_dict())
     student = {k: v for k, v in saved["students"]["student"]["weights"].items() if k.startswith("text.")}
     assert same(opened.model.text, {k.removeprefix("text."): v for k, v in student.items()})
 

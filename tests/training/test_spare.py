@@ -9,7 +9,7 @@ import torch
 
 import distill
 from distill.errors import UserError
-from distill.models.loading import load_model
+from distill.models.sources import load
 from distill.training.receipts import receipts
 from distill.training.stage import start_stage
 from teachers.sources import open_teacher
@@ -43,7 +43,7 @@ def test_training_goes_on_as_without_it(small_run, saved):
         mine, theirs = (content["students"]["student"][part] for content in (plain, followed))
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     with pytest.raises(UserError, match=r"has no average of 'student', as its students\.\*\.ema was null"):
-        load_model(f"{runs[0]}#student.ema")
+        load(f"{runs[0]}#student.ema")
 
 
 def test_it_takes_no_gradient_and_is_counted(build):
@@ -69,12 +69,12 @@ def test_it_is_evaluated_live_and_loaded_by_its_name(small_run, saved):
     assert set(results) == {"student", "student.ema"}
     model = distill.load(f"run:{folder}#student.ema")
     close(dict(model.state_dict()), content["ema"])
-    close(dict(load_model(f"{folder}#student").state_dict()), content["weights"])
+    close(dict(load(f"{folder}#student").state_dict()), content["weights"])
     opened = open_teacher(f"run:{folder}#student.ema")
     close(dict(opened.model.state_dict()), content["ema"])
     assert opened.prototypes == 32  # with the run's averaged heads
     with pytest.raises(UserError, match="Unknown student 'other'"):
-        load_model(f"{folder}#other.ema")
+        load(f"{folder}#other.ema")
 
 
 def test_it_teaches_with_its_own_trunk_beside_an_averaged_teacher(small_run, saved):

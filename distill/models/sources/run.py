@@ -21,7 +21,10 @@ from distill.models.sources.base import OpenedModel, SourceFacts, files_hash, pa
 
 
 def open_source(source: str, where: str) -> OpenedModel:
-    """The student NAME (default: the first; `teacher` is the co-trained one) at the newest checkpoint of a run."""
+    """The student NAME (default: the first) at the newest checkpoint of a run.
+
+    `teacher` is the co-trained one or, of a run with `teacher.mode: ema`, its student with the averaged image trunk.
+    """
     file, content, name = read(where)
     model = build_from_checkpoint(content, name, origin=str(file))
     check_finite(model.state_dict(), str(file))
@@ -37,9 +40,20 @@ def describe_source(source: str, where: str) -> SourceFacts:
 
 
 def learners_of(content: dict[str, Any]) -> dict[str, Any]:
-    """The learners in a checkpoint by name: its students, and `teacher` where one was co-trained."""
-    co = {"teacher": content["teacher_learner"]} if content.get("teacher_learner") is not None else {}
-    return dict(content.get("students") or {}) | co
+    """The learners in a checkpoint by name: its students, and `teacher` where one was trained or averaged beside."""
+    found = dict(content.get("students") or {})
+    teacher = content.get("teacher_learner") or _averaged(content, found)
+    return found if teacher is None else found | {"teacher": teacher}
+
+
+def _averaged(content: dict[str, Any], students: dict[str, Any]) -> dict[str, Any] | None:
+    """The student with the image trunk that a run averaged (`teacher.mode: ema`); None where it did not."""
+    teacher = content.get("teacher") or {}
+    if teacher.get("mode") != "ema" or "teacher" in students:
+        return None
+    student = next(iter(students.values()))
+    trunk = {f"image.{name}": value for name, value in teacher["state"]["trunk"].items()}
+    return {**student, "weights": {**student["weights"], **trunk}, "ema": None}
 
 
 def learner_name(source: str, learners: dict[str, Any]) -> str:
@@ -48,11 +62,11 @@ def learner_name(source: str, learners: dict[str, Any]) -> str:
 
 
 def read(where: str) -> tuple[Path, dict[str, Any], str | None]:
-    """The checkpoint's file, its content with a co-trained teacher among the students, and the name asked for."""
+    """The checkpoint's file, its content with the run's teacher among the students, and the name asked for."""
     path, _, name = where.partition("#")
     file = find_checkpoint(path)
     content = read_checkpoint(file)
-    if content.get("teacher_learner") is not None:
+    if content.get("students"):
         content = content | {"students": learners_of(content)}
     return file, content, name or None
 
