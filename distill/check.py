@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
+from distill.config.fields import MISSING
 from distill.config.load import ConfigError, load_config
 from distill.config.recipes import find
 from distill.config.resolved import Resolved
+from distill.errors import UserError
 
 if TYPE_CHECKING:
     from distill.preflight.report import Report
+    from distill.study.plan import Plan
 
 
 def register(subparsers: Any) -> None:
@@ -42,32 +46,58 @@ def check(recipe: str, overrides: list[str], as_json: bool = False) -> int:
     if as_json:
         print(json.dumps(report.as_dict(), indent=2, default=str))
     else:
-        _print(report, resolved)
+        _print(report, resolved, overrides)
     return 1 if report.problems else 0
 
 
 def _check_study(recipe: str, overrides: list[str], as_json: bool) -> int:
-    """A study is valid when all of its cells are and they differ only in what it declares (else `UserError`)."""
+    """A study is valid when all of its cells are and they differ only in what it declares (else `UserError`).
+
+    Data that is not there, or cannot be evaluated, is a problem.
+    """
     from distill.study.cli import settings
     from distill.study.run import plan_study
 
     plan = plan_study(recipe, settings(overrides))
+    problems = _study_data(plan)
     teachers = {cell.variant: plan.cells[cell.teacher].variant for cell in plan.cells.values() if cell.teacher}
     if as_json:
-        print(json.dumps({"recipe": recipe, "problems": [], "cells": list(plan.cells), "teachers": teachers}, indent=2))
-        return 0
+        found = {"recipe": recipe, "problems": problems, "cells": list(plan.cells), "teachers": teachers}
+        print(json.dumps(found, indent=2))
+        return 1 if problems else 0
     print(f"{recipe}: {plan.recipe.title}\n")
     for variant in plan.recipe.variants.values():
         learns_from = f" (teacher: {teachers[variant.name]})" if variant.name in teachers else ""
         print(f"  {variant.name}: {variant.title}{learns_from}")
     seeds = f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}"
     print(f"\n{len(plan.cells)} cells: {len(plan.recipe.variants)} variants x {seeds}, all valid.")
-    words = " ".join([recipe, *overrides])
+    for problem in problems:
+        print(f"  {problem}")
+    if problems:
+        print("A cell would be refused.")
+        return 1
+    words = shlex.join([recipe, *overrides])
     print(f"What one of them takes: distill check {plan.recipe.base}. To run them: distill study {words}")
     return 0
 
 
-def _print(report: Report, resolved: Resolved) -> None:
+def _study_data(plan: Plan) -> list[str]:
+    """What is wrong with the data that all cells train on and are evaluated on."""
+    from distill.evals.run import check_evaluation
+    from distill.preflight.data import look_at_data
+
+    cell = next(iter(plan.cells.values()))
+    problems = list(look_at_data(load_config(cell.base, cell.overrides).config).problems)
+    if plan.eval["dataset"] == MISSING:
+        return problems
+    try:
+        check_evaluation(plan.eval["tasks"], plan.eval["dataset"])
+    except UserError as error:
+        problems.append(f"eval.dataset: {error}")
+    return problems
+
+
+def _print(report: Report, resolved: Resolved, overrides: list[str]) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
@@ -90,16 +120,16 @@ def _print(report: Report, resolved: Resolved) -> None:
             console.print(f"\n[bold]{title}[/]")
             for line in lines:
                 console.print("  " + line, markup=False)
-    console.print(f"\n{_verdict(report)}", markup=False)
+    console.print(f"\n{_verdict(report, overrides)}", markup=False)
 
 
-def _verdict(report: Report) -> str:
+def _verdict(report: Report, overrides: list[str]) -> str:
+    words = [shlex.quote(word) for word in overrides]
     if report.problems:
         return f"{len(report.problems)} problem{'s' if len(report.problems) > 1 else ''}; a run would be refused."
     if report.supply:
-        settings = " ".join(f"{key}=..." for key in report.supply)
-        return f"Valid. To run it: distill run {report.recipe} {settings}"
-    return f"Valid. To run it: distill run {report.recipe}"
+        words += [f"{key}=..." for key in report.supply]
+    return f"Valid. To run it: distill run {shlex.quote(report.recipe)} {' '.join(words)}".rstrip()
 
 
 def _objective_lines(resolved: Resolved) -> list[str]:

@@ -165,6 +165,25 @@ def test_a_study_is_checked_as_a_whole(capsys):
         check("study/demo", ["optim.lrr=3"])
 
 
+def test_a_study_whose_data_is_not_there_is_no_valid_one(capsys):
+    words = ["data.shards=nope/*.tar", "eval.dataset=folder:/nope"]
+    assert check("study/bridge_photos", words) == 1
+    out = capsys.readouterr().out
+    assert "nope" in out and "eval.dataset: " in out
+    assert "A cell would be refused." in out
+
+
+def test_the_command_to_run_has_the_settings_that_were_checked(capsys):
+    check("pretrain/scenes_tiny", ["train.steps=7", "captions.cls2=[]"])
+    assert "To run it: distill run pretrain/scenes_tiny train.steps=7 'captions.cls2=[]'\n" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_would_fail_is_a_problem(capsys):
+    status, result = report(capsys, "pretrain/scenes_tiny", "eval.dataset=folder:/nope")
+    assert status == 1
+    assert result["problems"][0].startswith("eval: ") and "/nope" in result["problems"][0]
+
+
 @pytest.mark.parametrize(
     ("name", "parts"),
     [

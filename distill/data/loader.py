@@ -27,7 +27,7 @@ from distill.views.batch import Batch, Views, collate
 if TYPE_CHECKING:
     from distill.models.tokenizers import Tokenizer
 
-RECIPE = ("seed", "train.batch", "data.shuffle", "data.epoch", "data.scenes.seed", "data.scenes.size")
+RECIPE = ("seed", "train.batch", "data.shuffle", "data.epoch", "data.scenes.seed", "data.scenes.size", "data.shards")
 Made = Batch | UserError  # an error a user can act on travels from a loader process as it is
 
 
@@ -131,6 +131,7 @@ def describe(source: Source | StreamSource, cfg: Config, world: int) -> dict[str
     else:
         found["samples"] = len(source)
     if isinstance(source, StreamSource | ShardSource):
+        found["data.shards"] = source.identity()
         found["decoder"] = choose_decoder(cfg.data.decoder)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -80,6 +81,11 @@ def _describe(folder: str) -> str:
     return f"{len(names)} entries and no .tar file"
 
 
+def shards_digest(shards: Sequence[str]) -> str:
+    """12 hex digits for a list of shards, in order."""
+    return hashlib.sha256("\n".join(shards).encode()).hexdigest()[:12]
+
+
 class ShardSource:
     """Local tars as one sequence of samples, read by offset. Images stay encoded.
 
@@ -115,6 +121,10 @@ class ShardSource:
         if self.masks and spans[4] >= 0:
             mask = decode_mask(self._read(shard, key, spans[4:6]), self.shards[shard], key)
         return Sample(key, self.shards[shard], image, self._captions(shard, key, spans), mask)
+
+    def identity(self) -> str:
+        """12 hex digits from the names of the shards, without their folders, and their sizes."""
+        return shards_digest([f"{os.path.basename(s)} {i.size}" for s, i in zip(self.shards, self._indexes)])
 
     def captions(self, index: int) -> dict[str, list[str]]:
         """The caption fields of the sample at `index`, without reading its image. Raises SampleError."""

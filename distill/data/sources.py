@@ -48,17 +48,33 @@ def caption_texts(source: Source | StreamSource, fields: Sequence[str], limit: i
 
 
 def sampled_captions(source: Source | StreamSource, limit: int) -> Iterator[dict[str, list[str]]]:
-    """The caption fields of at most `limit` samples spread over the source; unreadable ones are passed over."""
+    """The caption fields of at most `limit` samples spread over the source; unreadable ones are passed over.
+
+    Raises UserError, with the first reason, when none can be read.
+    """
+    problems: list[SampleError] = []
+    seen = False
+    for record in _caption_records(source, limit):
+        if isinstance(record, SampleError):
+            problems.append(record)
+            continue
+        seen = True
+        yield record
+    if problems and not seen:
+        raise UserError(f"No sample could be read from data.shards. First problem: {problems[0]}.")
+
+
+def _caption_records(source: Source | StreamSource, limit: int) -> Iterator[dict[str, list[str]] | SampleError]:
     if isinstance(source, StreamSource):
         records = (record for shard in source.shards for record in source.records(shard))
-        yield from (record.captions for record in islice(records, limit) if isinstance(record, Sample))
+        yield from (r.captions if isinstance(r, Sample) else r for r in islice(records, limit))
         return
     read = getattr(source, "captions", None) or (lambda index: source[index].captions)
     for index in spread(len(source), limit):
         try:
             yield read(index)
-        except SampleError:
-            continue
+        except SampleError as error:
+            yield error
 
 
 def spread(length: int, limit: int) -> list[int]:

@@ -17,6 +17,7 @@ from distill.data.captions import parse_captions
 from distill.data.members import Parts, samples
 from distill.data.order import BUFFER, SHARDS, keyed_rng
 from distill.data.sample import Sample, SampleError
+from distill.data.shards import shards_digest
 from distill.errors import UserError
 
 # the package gives functions the names of these two modules
@@ -33,6 +34,10 @@ class StreamSource:
         if epoch is None:
             raise UserError("data.epoch is null, but pipes and urls have no known length. Set it to a sample count.")
         self.shards, self.epoch = list(shards), epoch
+
+    def identity(self) -> str:
+        """12 hex digits from the commands and urls."""
+        return shards_digest(self.shards)
 
     def records(self, shard: str) -> Iterator[Record]:
         """The records of one shard. Damage, or a command that fails, ends the shard with a SampleError."""

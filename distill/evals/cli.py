@@ -24,7 +24,7 @@ options   task.option=value, such as zeroshot_seg.mode=both zeroshot_seg.backgro
 again     task@NAME=dataset asks for a task a second time, such as zeroshot_seg@tcl=... zeroshot_seg@tcl.stride=224
 recipes   eval/scenes, eval/paper_... (distill ls eval), or a file; words after it win over it
 
-examples  distill eval run:runs/demo zeroshot_seg=scenes retrieval=scenes knn=scenes linear_patch=scenes
+examples  distill eval run:runs/scenes_tiny zeroshot_seg=scenes retrieval=scenes knn=scenes linear_patch=scenes
           distill eval run:runs/photos zeroshot_seg=ade20k:/data/ADE zeroshot_seg.mode=both --json a.json
           distill eval run:runs/photos eval/paper_segmentation --data /data --json a.json
           distill eval --compare a.json b.json

@@ -83,7 +83,9 @@ def _line(label: str, name: str, one: dict[str, Any], two: dict[str, Any]) -> Li
         paired = interval(spread[1] - spread[0]) if same[0] == same[1] else None
     own = [None if values is None else interval(values) for values in spread]
     unit = find_task(one["task"]).units.get(name)
-    return Line(label, one["dataset"], name, unit, one["metrics"][name], two["metrics"][name], own[0], own[1], paired)
+    images = [result["counts"]["images"] for result in (one, two)]
+    dataset = one["dataset"] if images[0] == images[1] else f"{one['dataset']}, {images[0]} and {images[1]} images"
+    return Line(label, dataset, name, unit, one["metrics"][name], two["metrics"][name], own[0], own[1], paired)
 
 
 def _bootstrap(samples: dict[str, Any] | None) -> Any:

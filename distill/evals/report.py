@@ -59,7 +59,7 @@ def show_comparison(lines: Sequence[Line], first: str, second: str) -> None:
 
     table = Table(caption="intervals: bootstrap over images, 95 %")
     for heading in ("task", "dataset"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", min_width=8)
     table.add_column("metric", no_wrap=True)
     for heading in (first, second, "difference"):
         table.add_column(heading, justify="right", no_wrap=True)

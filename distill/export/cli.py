@@ -12,7 +12,7 @@ onnx          both towers as graphs, any batch and image size (extra onnx)
 tips          the official npz files
 safetensors   both towers and tokenizer in one file, for distill.load
 
-example       distill export run:runs/demo --to timm --out demo-timm
+example       distill export run:runs/scenes_tiny --to timm --out scenes-timm
 """
 
 

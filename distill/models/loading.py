@@ -45,8 +45,8 @@ def pack_model(model: ImageTextModel) -> dict[str, Any]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """`path` itself if it is a checkpoint (a file, or a folder of shards); for a run folder its newest one."""
-    path = Path(path).expanduser()
+    """`path`, or `run:PATH`, itself if it is a checkpoint (a file, or a folder of shards); of a run its newest one."""
+    path = Path(str(path).removeprefix("run:")).expanduser()
     if path.is_file() or shard_files.is_sharded_checkpoint(path):
         return path
     if not path.is_dir():

@@ -16,8 +16,10 @@ from distill.preflight.cache import expected_cache
 from distill.preflight.cost import REFERENCE_FLOPS, Cost, step_cost
 from distill.preflight.counts import Counts, count_models
 from distill.preflight.data import DataReport, look_at_data
+from distill.training.live_eval import check_live_evaluation
 from distill.training.precision import choose_precision, on_cpu
 from distill.training.receipts import head_only_saving, saving_table
+from distill.views.masks import masked_count
 from students import parse_arch
 from teachers.cache_plan import CachePlan
 
@@ -60,6 +62,11 @@ def preflight(resolved: Resolved) -> Report:
         precision=choose_precision(config.train),
     )
     report.problems += report.data.problems
+    if config.eval.dataset != MISSING:
+        try:
+            check_live_evaluation(config.eval)
+        except UserError as error:
+            report.problems.append(f"eval: {error}")
     _look_for_files(config, report)
     try:
         report.counts = count_models(config)
@@ -100,7 +107,7 @@ def grid_plan(config: Config, counts: Counts) -> list[str]:
             assert counts.meeting is not None
             lines.append(f"{model.name}: {counts.meeting.line()}")
             continue
-        masked = round(config.mask.ratio * side * side)
+        masked = masked_count(side * side, config.mask.ratio)
         if config.objective.patch.weight:
             line += f", {masked} masked, {side * side - masked} visible, supervised: {_supervised(config, model.role)}"
         if distils and config.objective.cls.weight and views.locals:
@@ -131,7 +138,7 @@ def _look_for_files(config: Config, report: Report) -> None:
             report.problems.append(f"{key}: {error}")
     if config.train.stage_from not in (None, MISSING):
         try:
-            find_checkpoint(config.train.stage_from.removeprefix("run:").partition("#")[0])
+            find_checkpoint(config.train.stage_from)
         except UserError as error:
             report.problems.append(f"train.stage_from: {error}")
     tokenizer = config.text.tokenizer

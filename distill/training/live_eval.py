@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ from distill.config.schema import EvalConfig
 from distill.evals.registry import find_task
 from distill.evals.requests import parse_words
 from distill.evals.results import TaskResult
-from distill.evals.run import evaluate
+from distill.evals.run import check_evaluation, evaluate
 from distill.models.pair import ImageTextModel
 from distill.models.sharding import is_sharded, whole
 from distill.models.vision import VisionTower
@@ -45,19 +45,39 @@ def live_evaluation(state: TrainState, folder: Path) -> dict[str, float]:
     return values
 
 
+def is_headline(name: str) -> bool:
+    """Whether a metric of a run, `eval/NAME/TASK/METRIC`, is one that its task is known by."""
+    kind, _, rest = name.partition("/")
+    if kind != "eval":
+        return False
+    _, task, metric = rest.split("/", 2)
+    return metric in find_task(task).headline
+
+
+def check_live_evaluation(cfg: EvalConfig) -> None:
+    """Raises UserError for what `live_evaluation` would refuse at the end of training; the models are not needed."""
+    for dataset, group in _on_dataset(cfg, cfg.tasks).items():
+        check_evaluation(group, dataset)
+
+
 def _evaluate(model: Any, cfg: EvalConfig) -> dict[str, TaskResult]:
     """All tasks the model can do, those on one dataset together. A model without a text tower is asked for no texts."""
-    given = parse_words(cfg.settings, known=cfg.tasks)
     able = getattr(model, "encode_text", None) is not None
     tasks = [task for task in cfg.tasks if able or not find_task(task).text]
-    on_dataset: dict[str, dict[str, dict[str, Any]]] = {}
-    for task in tasks:
-        options = dict(given.get(task, {}))
-        on_dataset.setdefault(options.pop("dataset", cfg.dataset), {})[task] = options
     results: dict[str, TaskResult] = {}
-    for dataset, group in on_dataset.items():
+    for dataset, group in _on_dataset(cfg, tasks).items():
         results |= evaluate(model, group, dataset, samples=cfg.samples)
     return {task: results[task] for task in tasks}
+
+
+def _on_dataset(cfg: EvalConfig, tasks: Iterable[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Dataset -> task -> its options."""
+    given = parse_words(cfg.settings, known=cfg.tasks)
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for task in tasks:
+        options = dict(given.get(task, {}))
+        found.setdefault(options.pop("dataset", cfg.dataset), {})[task] = options
+    return found
 
 
 def models_of(state: TrainState) -> dict[str, ImageTextModel]:

@@ -199,19 +199,23 @@ def _after_step(state: TrainState, hooks: Hooks, means: Means, output: StepOutpu
         seen = over_ranks(diagnose(output))
         values |= {f"guard/{name}": float(value) for name, value in seen.items()}
         state.guard.check_collapse(seen, step)
-    if evaluates:
-        values |= hooks.evaluate(state)
     if last or guards or evaluates or _due(cfg.train.log_every, step):  # alike on every rank: the means are collective
         values |= means.take(state.fabric)
         values |= {f"lr/{name}": rate for name, rate in state.rates(step - 1).items()}
         values["seconds"] = state.seconds
         if hooks.progress is not None:
             values |= {"images_per_s": hooks.progress.rate(), "data_wait": hooks.progress.data_wait()}
-        if hooks.log is not None:
+    if evaluates and _is_kept(cfg, step):
+        hooks.save(state)  # first: an evaluation may fail, and take long
+    try:
+        if evaluates:
+            values |= hooks.evaluate(state)
+    finally:
+        if values and hooks.log is not None:
             hooks.log.write(step, values)
     if hooks.progress is not None:
         hooks.progress.update(step, images * state.fabric.world_size, waited, values.get("loss"))
-    if _is_kept(cfg, step):
+    if not evaluates and _is_kept(cfg, step):
         hooks.save(state)
 
 

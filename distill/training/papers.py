@@ -17,14 +17,16 @@ from lightning.fabric import Fabric
 from distill.config.load import Resolved
 from distill.errors import UserError
 
+PAPERS = ("config.yaml", "resolved.yaml", "env.json", "receipts.json")
+
 
 def write_papers(folder: Path, resolved: Resolved, fabric: Fabric, counts: dict[str, Any]) -> None:
     """config.yaml (as asked), resolved.yaml (every value and its source), env.json, receipts.json."""
+    ran = json.dumps(environment(fabric), indent=2) + "\n"
+    texts = (resolved.asked, resolved.to_yaml(), ran, json.dumps(counts, indent=2) + "\n")
     try:
-        (folder / "config.yaml").write_text(resolved.asked)
-        (folder / "resolved.yaml").write_text(resolved.to_yaml())
-        (folder / "env.json").write_text(json.dumps(environment(fabric), indent=2) + "\n")
-        (folder / "receipts.json").write_text(json.dumps(counts, indent=2) + "\n")
+        for name, text in zip(PAPERS, texts, strict=True):
+            (folder / name).write_text(text)
     except OSError as error:
         raise UserError(f"Cannot write to {folder}: {error.strerror}. Free some space or choose --runs DIR.") from error
 

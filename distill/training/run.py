@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,10 +22,10 @@ from distill.training.banner import banner
 from distill.training.build import Built, build_run
 from distill.training.guard import Guard
 from distill.training.keep_targets import keep_targets
-from distill.training.live_eval import live_evaluation
+from distill.training.live_eval import check_live_evaluation, is_headline, live_evaluation
 from distill.training.loop import Hooks, TrainState, train
 from distill.training.metrics import MetricLog
-from distill.training.papers import write_papers
+from distill.training.papers import PAPERS, write_papers
 from distill.training.progress import TrainingProgress
 from distill.training.receipts import receipts
 from distill.training.stage import start_stage
@@ -71,10 +72,10 @@ def run(
     cfg = resolved.config
     resolved.require_complete()
     folder = Path(runs) / (cfg.name or Path(str(recipe)).stem)
-    finished = _prepare_folder(folder, resume, cfg, dry_run)
+    console = console or Console(stderr=True)
+    finished = _prepare_folder(folder, resume, cfg, dry_run, console)
     if finished is not None:
         return finished
-    console = console or Console(stderr=True)
     kept = checkpoint.existing(folder / "checkpoints") if resume else []
     resumed = kept[-1] if kept else None
     built = build_run(resolved, resumed)
@@ -104,24 +105,39 @@ def combine(overrides: Iterable[str] | dict[str, Any], settings: dict[str, Any])
     return settings or words
 
 
-def _prepare_folder(folder: Path, resume: bool, cfg: Config, dry_run: bool) -> RunResult | None:
-    """Refuses to mix runs in one folder; returns the result when there is nothing left to do."""
+def _prepare_folder(folder: Path, resume: bool, cfg: Config, dry_run: bool, console: Console) -> RunResult | None:
+    """Refuses to mix runs in one folder, and evaluations that would fail after all the training.
+
+    Returns the result when there is nothing left to do.
+    """
     done = checkpoint.existing(folder / "checkpoints")
+    first = is_first_process()
     if resume and not dry_run and done and checkpoint.step_of(done[-1]) == cfg.train.steps:
+        if first:
+            console.print(f"{folder} is finished: {cfg.train.steps} steps.", markup=False, highlight=False)
         return RunResult(folder, cfg.train.steps, True)  # on every rank: none must wait for another
-    if dry_run or not is_first_process():
+    if not first:
         return None
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    check_live_evaluation(cfg.eval)
+    if dry_run:
+        return None
+    if _holds_something(folder) and not resume:
         raise UserError(
             f"{folder} already holds a run. Continue it with --resume, or choose another folder with name=NAME."
         )
-    if resume and not folder.exists():
-        raise UserError(f"Nothing to resume: {folder} does not exist. Start the run without --resume.")
+    if resume and not done:
+        console.print(f"No checkpoint in {folder} yet: begins at step 0.", markup=False, highlight=False)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"Cannot write to {folder}: {error.strerror}. Choose another place with --runs DIR.") from error
     return None
+
+
+def _holds_something(folder: Path) -> bool:
+    """Whether a folder has more in it than a start that failed leaves behind."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return bool(names - {"checkpoints", *PAPERS} or checkpoint.existing(folder / "checkpoints"))
 
 
 def is_first_process() -> bool:
@@ -204,7 +220,19 @@ def _train(state: TrainState, assembly: Assembly, loader: Any, folder: Path, con
             log.close()
         if fabric.is_global_zero:
             _report_lost(*lost, cfg.text.context, console, finished)
-    return RunResult(folder, state.step, True, _last_row(folder))
+    row = _last_row(folder)
+    if fabric.is_global_zero:
+        console.print("\n".join(_ending(folder, state.step, row)), markup=False, highlight=False, soft_wrap=True)
+    return RunResult(folder, state.step, True, row)
+
+
+def _ending(folder: Path, step: int, row: dict[str, float]) -> list[str]:
+    """What a finished run came to, and where to go from it."""
+    loss = f", loss {row['loss']:.3f}" if "loss" in row else ""
+    scores = [f"  {name.removeprefix('eval/')} {value:.3f}" for name, value in row.items() if is_headline(name)]
+    run = shlex.quote(f"run:{folder}")
+    follow = f"Next: distill eval {run} TASK=DATASET, distill export {run} --to timm, or teacher.source={run}"
+    return [f"Finished: {folder}, {step} steps{loss}.", *scores, follow]
 
 
 def _report_lost(failures: Failures, cut: int, context: int, console: Console, finished: bool) -> None:

@@ -10,6 +10,7 @@ import torch
 from lightning.fabric import Fabric
 
 from distill.data.failures import Failures
+from distill.errors import UserError
 from distill.models import shard_files
 from distill.models.loading import read_checkpoint
 from distill.objectives.distributed import all_gather_objects
@@ -46,6 +47,12 @@ def restore(state: TrainState, assembly: Assembly, file: Path) -> str:
     """
     saved = read_checkpoint(file, optimizers=True, like=_like(state, assembly))
     refuse_other_objective(saved["fingerprint"], _fingerprint(state, assembly), str(file))
+    optimizer = saved["config"]["optim"]["name"]
+    if optimizer != state.cfg.optim.name:
+        raise UserError(
+            f"{file} has the state of optim.name={optimizer}, which {state.cfg.optim.name} cannot go on with. Resume "
+            f"with optim.name={optimizer}, or start a new run with name=OTHER train.stage_from=THIS_RUN."
+        )
     for name in state.distiller.students:
         load_learner(state.distiller.student(name), saved["students"][name], f"{file}: student '{name}'")
     for name, spare in state.spares.items():
@@ -114,7 +121,8 @@ def _like(state: TrainState, assembly: Assembly) -> shard_files.Like:
     def like(place: str) -> Any:
         kind, *path = place.split("/")
         if kind == "optimizers" and path[1] == "state" and path[3] != "step":
-            return parameters[path[0]][int(path[2])]
+            own, number = parameters.get(path[0], []), int(path[2])
+            return own[number] if number < len(own) else None  # another model: it is refused when all is read
         return now.get(place)
 
     return like

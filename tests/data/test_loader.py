@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,19 @@ def test_another_order_than_the_checkpoint_s_is_refused(make, source, section, k
         load(make, source, cfg=cfg, state=state)
     known = {k: v for k, v in state.items() if k in ("kind", "samples", "decoder")}  # of a checkpoint before these
     load(make, source, cfg=cfg, state=known)
+
+
+def test_other_shards_of_the_same_size_are_refused_and_a_moved_folder_is_not(make, source, tmp_path):
+    state = load(make, source).state
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "other").mkdir()
+    moved = ShardSource(expand_shards(str(make.shards(tmp_path / "moved", 3, 10, broken=(4, 17)))))
+    load(make, moved, state=state)
+    for number, shard in enumerate(expand_shards(str(tmp_path / "moved"))):
+        shutil.copyfile(shard, tmp_path / "other" / f"t-{number}.tar")
+    other = ShardSource(expand_shards(str(tmp_path / "other")))
+    with pytest.raises(UserError, match=r"data\.shards \w{12} -> \w{12} since"):
+        load(make, other, state=state)
 
 
 def test_another_world_than_the_checkpoint_s_is_refused(make):

@@ -34,6 +34,11 @@ def test_caption_texts_of_the_listed_fields(make, tmp_path):
     assert list(caption_texts(source, ["web"], limit=2)) == ["web 00000", "web 00002"]  # spread over the source
 
 
+def test_what_cannot_be_read_is_no_lack_of_captions():
+    with pytest.raises(UserError, match=r"No sample could be read from data.shards. First problem: .*nope"):
+        list(caption_texts(StreamSource(["pipe:cat /nope.tar"], 2), ["web"]))
+
+
 def test_caption_texts_pass_over_bad_records(make, tmp_path):
     tar = make.tar(tmp_path / "x.tar", [*make.files("a"), ("b.jpg", make.image()), ("b.json", b"{")])
     assert list(caption_texts(ShardSource([str(tar)]), ["web"])) == ["web a"]

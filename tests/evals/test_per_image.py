@@ -65,7 +65,7 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_distribution():
 def result(values, **changes):
     own = {"kind": "mean", "values": values}
     base = {"task": "knn", "dataset": "d", "protocol": {"k": [3]}, "metrics": {"top1_cls1": float(np.mean(values))}}
-    return {**base, "per_image": {"top1_cls1": own}, **changes}
+    return {**base, "counts": {"images": len(values)}, "per_image": {"top1_cls1": own}, **changes}
 
 
 def test_pairs_are_compared_as_pairs():
@@ -74,6 +74,7 @@ def test_pairs_are_compared_as_pairs():
     first = rng.integers(0, 2, 200).astype(float)
     second = np.where(rng.random(200) < 0.1, 1.0, first)
     (line,) = compare_results("knn", result(first.tolist()), result(second.tolist()))
+    assert line.dataset == "d"
     low, high = line.difference_interval
     assert low <= line.second - line.first <= high
     assert high - low < 0.6 * (line.first_interval[1] - line.first_interval[0])
@@ -82,6 +83,7 @@ def test_pairs_are_compared_as_pairs():
 def test_what_is_not_paired_has_intervals_of_its_own():
     one, two = result([0.0, 1.0] * 20), result([1.0] * 30)
     (line,) = compare_results("knn", one, two)
+    assert line.dataset == "d, 40 and 30 images"
     assert line.difference_interval is None and line.second_interval == (1, 1) and line.first_interval[0] < 0.5
     (line,) = compare_results("knn", one, {**two, "per_image": {}})
     assert line.second_interval is None

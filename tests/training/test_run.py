@@ -162,8 +162,62 @@ def test_finished_runs_resume_to_nothing_and_new_runs_need_a_new_folder(small_ru
     assert (again.step, again.finished) == (first.step, True)
     with pytest.raises(UserError, match=r"already holds a run.*--resume.*name="):
         small_run()
-    with pytest.raises(UserError, match=r"Nothing to resume"):
-        small_run("never", resume=True)
+
+
+def test_one_command_begins_and_goes_on(small_run, capsys):
+    """As a job that is queued again is submitted."""
+    assert small_run("queued", resume=True, **{"train.steps": 2}).step == 2
+    assert "No checkpoint in" in capsys.readouterr().err
+    assert small_run("queued", resume=True).step == 4
+    assert "No checkpoint in" not in capsys.readouterr().err
+    small_run("queued", resume=True)
+    assert "is finished: 4 steps" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_start_that_failed_does_not_block_the_next(small_run):
+    with pytest.raises(UserError, match="No run or checkpoint at"):
+        small_run(**{"teacher.mode": "frozen", "teacher.source": "run:nowhere"})
+    assert small_run().finished
+
+
+def test_an_evaluation_that_would_fail_is_refused_before_training(small_run, tmp_path: Path):
+    for changes in ({"eval.dataset": "folder:/nope"}, {"eval.settings": ["knn.k=foo"], "eval.tasks": ["knn"]}):
+        with pytest.raises(UserError):
+            small_run(**{"eval.tasks": ["zeroshot_seg"]} | changes)
+        assert not (tmp_path / "a" / "metrics.csv").exists()
+
+
+def test_a_last_evaluation_that_fails_loses_no_step(small_run, tmp_path: Path, monkeypatch, rows):
+    def fail(state, folder):
+        raise UserError("no")
+
+    monkeypatch.setattr("distill.training.run.live_evaluation", fail)
+    with pytest.raises(UserError):
+        small_run(**{"eval.tasks": ["zeroshot_seg"]})
+    assert checkpoint.step_of(checkpoint.existing(tmp_path / "a" / "checkpoints")[-1]) == 4
+    assert rows(tmp_path / "a")[-1]["step"] == 4
+
+
+def test_a_finished_run_says_what_it_came_to(small_run, capsys):
+    folder = small_run(**{"eval.tasks": ["zeroshot_seg"], "eval.samples": 16}).folder
+    told = capsys.readouterr().err
+    assert f"Finished: {folder}, 4 steps, loss " in told
+    assert "\n  student/zeroshot_seg/miou_value 0." in told
+    assert f"distill eval run:{folder} TASK=DATASET" in told
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("students.0.depth", 2, r"students\.0\.depth: 1 in the checkpoint, 2 now"),
+        ("captions.cls2", [], r"captions\.cls2"),
+        ("optim.name", "adafactor", r"has the state of optim.name=adamw"),
+    ],
+)
+def test_another_model_or_optimiser_is_refused_in_words(small_run, key, value, said):
+    small_run()
+    with pytest.raises(UserError, match=said):
+        small_run(resume=True, **{key: value, "train.steps": 6})
 
 
 def test_resume_under_another_objective_is_refused(small_run):
@@ -244,7 +298,7 @@ def test_second_stage_at_high_resolution_continues_from_a_run(small_run, tmp_pat
 
 def test_a_second_stage_needs_the_first_one_only_to_begin(small_run, tmp_path: Path):
     first = small_run("low")
-    stage = {"train.stage_from": str(first.folder), "train.checkpoint_every": 2}
+    stage = {"train.stage_from": f"run:{first.folder}", "train.checkpoint_every": 2}
     small_run("high", **stage, **{"train.steps": 2})
     first.folder.rename(tmp_path / "elsewhere")
     assert small_run("high", resume=True, **stage, **{"train.steps": 4, "text.tokenizer": "words"}).step == 4
