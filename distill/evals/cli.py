@@ -101,13 +101,16 @@ def main(args: argparse.Namespace) -> int:
     store = Store(target, header, args.again)
     samples = args.samples if args.samples is not None else suite.samples
     size = args.size if args.size is not None else suite.size
-    there = run_suite(model, suite.requests, store, samples=samples, size=size, batch=batch)
+    done = run_suite(model, suite.requests, store, samples=samples, size=size, batch=batch)
     results = {label: store.results[label] for label in suite.requests}
     print(opened.facts.line())
     nearest = None if opened.facts.variant else variant_for(opened.facts)
     show_table(results, beside(opened.facts, results), nearest)
-    if there:
-        print(f"taken from {target}, where they were finished: {', '.join(there)} (--again runs them again)")
+    for spec, pixels in done.sizes.items():
+        if args.size is None and opened.facts.kind == "run" and pixels != opened.facts.image_size:
+            print(f"{spec}: at {pixels} px; the model was trained at {opened.facts.image_size} px (--size sets it)")
+    if done.there:
+        print(f"taken from {target}, where they were finished: {', '.join(done.there)} (--again runs them again)")
     if target is not None:
         print(f"written: {target}")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from distill.evals.datasets import EvalDataset, open_dataset
 from distill.evals.engine import check_tasks, run_tasks
@@ -11,6 +11,14 @@ from distill.evals.registry import find_task
 from distill.evals.requests import Request
 from distill.evals.results import TaskResult
 from distill.evals.store import Store, key_of
+
+
+class Done(NamedTuple):
+    """What a suite came to, besides the results in its store."""
+
+    there: list[str]  # labels that were finished before
+    sizes: dict[str, int]  # pixels that images were evaluated at, by dataset
+
 
 Group = list[tuple[str, Request]]  # requests that share a pass, with their labels
 
@@ -23,8 +31,8 @@ def run_suite(
     samples: int | None = None,
     size: int | None = None,
     batch: int = 64,
-) -> list[str]:
-    """Runs what `store` does not have yet, with a progress bar a split; returns the labels that were there already.
+) -> Done:
+    """Runs what `store` does not have yet, with a progress bar a split.
 
     Each result is stored as soon as there is one. Raises UserError, before any work, for what any request, its dataset
     or the model lack.
@@ -41,7 +49,7 @@ def run_suite(
             store.add(labels[result.task], keys[labels[result.task]], result.as_dict())
 
         _run(model, group, opened[group[0][1].dataset], batch, keep)
-    return there
+    return Done(there, {spec: dataset.size for spec, dataset in opened.items()})
 
 
 def _check(model: Any, request: Request, dataset: EvalDataset, store: Store) -> str:

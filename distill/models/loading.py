@@ -52,6 +52,9 @@ def find_checkpoint(path: str | Path) -> Path:
     if not path.is_dir():
         raise UserError(f"No run or checkpoint at {path}. Give a run's folder, or a .pt file.")
     steps = {int(match[1]): file for file in path.glob("checkpoints/*") if (match := _STEP.fullmatch(file.name))}
+    cells = sorted(path.glob("cells/*/run/checkpoints/*"))
+    if not steps and cells:
+        raise UserError(f"{path} is a study's folder, of many runs. Give one of them, as {cells[0].parents[1]}.")
     if not steps:
         raise UserError(
             f"No checkpoint in {path / 'checkpoints'}: the run has not saved one, or this is not a run's folder."

@@ -37,6 +37,17 @@ def test_prints_a_table_and_stores_everything(model_file, tiny_model, tmp_path, 
         assert result["model"] == content["model"] and result["versions"] == content["versions"]
 
 
+def test_another_size_than_the_model_was_trained_at_is_said(model_file, tiny_model, capsys):
+    own, other = tiny_model.image_size, tiny_model.image_size + 16
+    words = [f"knn=scenes:{own}", f"retrieval=scenes:{other}", "--samples", "8", "--device", "cpu"]
+    assert main(["eval", model_file, *words]) == 0
+    said = capsys.readouterr().out
+    assert f"scenes:{other}: at {other} px; the model was trained at {own} px (--size sets it)" in said
+    assert f"scenes:{own}: at" not in said
+    assert main(["eval", model_file, *words, "--size", str(other)]) == 0
+    assert "was trained at" not in capsys.readouterr().out
+
+
 @pytest.fixture
 def evaluated(monkeypatch):
     """The tasks that really run, by pass."""

@@ -55,6 +55,11 @@ def test_a_run_is_read_at_its_newest_step_and_first_student(run):
 def test_missing_things_are_named(run, tmp_path, model):
     with pytest.raises(UserError, match=r"No run or checkpoint at .*absent"):
         load(tmp_path / "absent")
+    cell = tmp_path / "study" / "cells" / "a-s0" / "run"
+    (cell / "checkpoints").mkdir(parents=True)
+    (cell / "checkpoints" / "step_00000001.pt").touch()
+    with pytest.raises(UserError, match=rf"study is a study's folder, of many runs. Give one of them, as {cell}\."):
+        load(tmp_path / "study")
     with pytest.raises(UserError, match=r"Unknown student 'othr'\. Did you mean 'other'"):
         load(f"{run}#othr")
     with pytest.raises(UserError, match="No checkpoint in"):
