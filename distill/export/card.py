@@ -28,6 +28,7 @@ def card(opened: OpenedModel, to: str, code: str, notes: list[str], difference: 
             "in the file of weights" if to == "safetensors" else f"in `{tokenizer}`" if tokenizer else "not included"
         )
         lines += [f"- The tokenizer is {where}: its ids{lower}, padded with 0, at most {model.text.context} a text.",
+                  *tokenising(tokenizer, model.text.context),
                   f"- Contrastive temperature {model.temperature.item():.6g}: logits are cosines divided by it.",
         ]  # fmt: skip
     lines += ["", "## Where it comes from", "", f"- Source: `{facts.source}`, SHA-256 `{facts.sha256 or 'unknown'}`"]
@@ -37,6 +38,22 @@ def card(opened: OpenedModel, to: str, code: str, notes: list[str], difference: 
     lines += ["## Made with", "", ", ".join(f"{name} {value}" for name, value in versions().items()), ""]
     lines += [f"Compared with the original before it was kept: largest relative difference {difference:.2g}.", ""]
     return "\n".join(lines)
+
+
+def tokenising(tokenizer: str | None, context: int) -> list[str]:
+    """How `ids` and `valid` `[B, L]` are made where the tokenizer is in a format of ours."""
+    if tokenizer != "tokenizer_state.json":
+        return []
+    return [
+        "",
+        "  ```python",
+        "  import json",
+        "  from distill.models.tokenizers import load_tokenizer",
+        "  tokenizer = load_tokenizer(json.load(open('tokenizer_state.json')))",
+        f"  ids, valid, cut = tokenizer.encode(['a red disc'], {context})  # int64 and bool [B, {context}]",
+        "  ```",
+        "",
+    ]
 
 
 def run_folder(opened: OpenedModel) -> Path | None:

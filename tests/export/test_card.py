@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 
 import pytest
 import timm
@@ -14,6 +15,8 @@ from distill.errors import UserError
 from distill.evals.registry import find_task
 from distill.evals.report import model_hash
 from distill.export import run as export_run
+from distill.export.base import save_tokenizer
+from distill.export.card import tokenising
 from distill.models.sources.base import OpenedModel
 from distill.models.sources.timm import as_tower
 
@@ -44,6 +47,18 @@ def test_the_verb_writes_a_run_with_its_recipe_and_results(small_run, tmp_path, 
     assert "another" not in card
     assert main(["export", "run:a", "--to", "safetensors"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_card_shows_how_texts_become_ids(small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_run("a", **{"train.steps": 1})
+    model = distill.load("run:a")
+    lines = tokenising(save_tokenizer(model.tokenizer, tmp_path), model.text.context)
+    names: dict = {}
+    exec(textwrap.dedent("\n".join(line for line in lines if "```" not in line)), names)
+    ids, valid, _ = model.tokenizer.encode(["a red disc"], model.text.context)
+    assert (names["ids"] == ids).all() and (names["valid"] == valid).all()
+    assert tokenising("tokenizer.model", 16) == []
 
 
 @pytest.mark.parametrize("to", ["timm", "hf", "onnx", "tips", "safetensors"])
