@@ -6,6 +6,7 @@ Targets reuse the student's clean pass, detached: no second trunk in memory, no 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,15 +58,8 @@ class StudentAsTeacher(EmaHeadTeacher):
     ):
         Teacher.__init__(self, TargetHeads(heads, prototypes, width, cls_width), objective)
 
-    def targets(
-        self,
-        images: Tensor,
-        clean: ImageOutput | None,
-        temperature: float,
-        learn: bool = True,
-        view: np.ndarray | None = None,
-    ) -> Targets:
-        found = super().targets(images, clean, temperature, learn, view)
+    def targets(self, *args: Any, **options: Any) -> Targets:
+        found = super().targets(*args, **options)
         # Autocast of older torch keeps the weights' bf16 copies, made here without gradient, for the losses to come.
         torch.clear_autocast_cache()
         return found
