@@ -76,6 +76,8 @@ def run(
     finished = _prepare_folder(folder, resume, cfg, dry_run, console)
     if finished is not None:
         return finished
+    if is_first_process():
+        check_live_evaluation(cfg.eval)  # now, rather than after all the training
     kept = checkpoint.existing(folder / "checkpoints") if resume else []
     resumed = kept[-1] if kept else None
     built = build_run(resolved, resumed)
@@ -106,20 +108,14 @@ def combine(overrides: Iterable[str] | dict[str, Any], settings: dict[str, Any])
 
 
 def _prepare_folder(folder: Path, resume: bool, cfg: Config, dry_run: bool, console: Console) -> RunResult | None:
-    """Refuses to mix runs in one folder, and evaluations that would fail after all the training.
-
-    Returns the result when there is nothing left to do.
-    """
+    """Refuses to mix runs in one folder; returns the result when there is nothing left to do."""
     done = checkpoint.existing(folder / "checkpoints")
     first = is_first_process()
     if resume and not dry_run and done and checkpoint.step_of(done[-1]) == cfg.train.steps:
         if first:
             console.print(f"{folder} is finished: {cfg.train.steps} steps.", markup=False, highlight=False)
         return RunResult(folder, cfg.train.steps, True)  # on every rank: none must wait for another
-    if not first:
-        return None
-    check_live_evaluation(cfg.eval)
-    if dry_run:
+    if dry_run or not first:
         return None
     if _holds_something(folder) and not resume:
         raise UserError(
