@@ -15,13 +15,13 @@ from distill.study.statistics import Interval
 
 NUMBER = re.compile(r"(\d+): (.*)", re.DOTALL)  # `8: iBOT++ beats iBOT`
 VALUE_PATH, FINAL_TOKENS = "zeroshot_seg/miou_value", "zeroshot_seg/miou_final"
+MARK = "†"  # of a claim that is younger than some of its results
 HEADS = (  # what a reader came for first: a narrow screen shows the left
     "",
     "claim",
     "verdict",
     "measured",
     "95 % interval",
-    "with all arms' spread",
     "expected",
     "seeds",
     "measure",
@@ -36,11 +36,11 @@ CLAIMS_TEXT = (
     "(−), level (0 ± margin), not above (≤) or not below (≥) a bound. Reproduced: the whole interval lies there. Not "
     "reproduced: it lies wholly elsewhere. Everything else is undecided, as is anything from fewer than three seeds. "
     "A claim of the paper's has its sign and margin from the paper's numbers; of one whose source is this study, "
-    "reproduced means that it holds, and its source says so where it was written after its first cells. "
+    "reproduced means that it holds. † marks a claim that was written, or had its margin set, when results of its were "
+    "known already; its source says which. "
     "VARIANT.average is the averaged trunk, the network that teaches a student. Intervals cover the seeds of training "
-    "alone: one world of scenes, one set of test images. With all arms' spread: the same difference if noise is of "
-    "one size in all arms of a study, estimated from all of them; it has no part in the verdict. Zero-shot "
-    "segmentation is judged by the value path; what the final tokens say stands beside it."
+    "alone: one world of scenes, one set of test images. Zero-shot segmentation is judged by the value path; what the "
+    "final tokens say stands beside it."
 )
 
 
@@ -57,7 +57,6 @@ class ClaimLine:
     expected: str
     measured: str
     interval: str
-    pooled: str  # the interval with the spread of all arms
     seeds: str
     final: str  # for a claim on the value path: the same by the final tokens
     scale: str  # and hardware
@@ -68,9 +67,20 @@ class ClaimLine:
     def cells(self) -> dict[str, str]:
         """The line's texts by HEADS."""
         number = "" if self.number is None else str(self.number)
-        told = (number, self.says, self.finding.verdict, self.measured, self.interval, self.pooled, self.expected)
-        about = (self.seeds, self.short, self.final, self.where, self.finding.claim.source, self.scale)
+        told = (number, self.marked, self.finding.verdict, self.measured, self.interval, self.expected)
+        about = (self.seeds, self.short, self.final, self.where, self.source, self.scale)
         return dict(zip(HEADS, (*told, *about), strict=True))
+
+    @property
+    def marked(self) -> str:
+        """What it says, with a mark if it was written after results of its were known."""
+        return f"{self.says} {MARK}" if self.finding.claim.after else self.says
+
+    @property
+    def source(self) -> str:
+        """Where the statement comes from, and what was known by then."""
+        claim = self.finding.claim
+        return f"{claim.source}; written after {claim.after}" if claim.after else claim.source
 
     @property
     def where(self) -> str:
@@ -129,7 +139,6 @@ def _line(results: Tree, finding: Finding) -> ClaimLine:
         expected=_expected(claim, column),
         measured=show(column, change.mean, sign=signed) if change else "not measured",
         interval=_interval(column, change, signed) or "–",
-        pooled=_interval(column, finding.pooled, signed) or "–",
         seeds=_seeds(finding),
         final=_by_final_tokens(results, claim),
         scale=", ".join(word for word in (scale_of(results), hardware_of(rows)) if word),

@@ -8,7 +8,8 @@ A recipe lists them:
 
 `expect` says where `second - first` lies: `+` above zero, `-` below it, `0` within ± `margin` (level), `<=` not above
 `margin`, `>=` not below -`margin`. The margin is in the metric's units; `<=` and `>=` take 0 where there is none. With
-one variant, `compare: [ibot]`, the claim is about the metric itself.
+one variant, `compare: [ibot]`, the claim is about the metric itself. `after` names the results that were known when the
+claim, or its margin, was written; without it the claim is older than all of its results.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Claim:
     metric: str
     expect: str  # one of EXPECTATIONS
     margin: float | None = None  # in the metric's units
+    after: str | None = None  # results known when it was written, e.g. "seeds 0 to 2"
 
     @property
     def allowed(self) -> tuple[float, float]:
@@ -60,13 +62,12 @@ class Finding:
     reason: str
     mixed: bool = False  # some seed pairs runs of different precision
     retaught: bool = False  # some student's teacher was trained by the same recipe, but is not the one that is scored
-    pooled: Interval | None = None  # the difference with the spread of all arms; it has no part in the verdict
 
     def as_dict(self) -> dict[str, Any]:
         """Flat and JSON-able, one entry of claims.json."""
         measured = asdict(self.difference) if self.difference else {"mean": None, "low": None, "high": None, "n": 0}
         told = {"verdict": self.verdict, "reason": self.reason, "mixed": self.mixed, "retaught": self.retaught}
-        return {**asdict(self.claim), **measured, **told, "pooled": asdict(self.pooled) if self.pooled else None}
+        return {**asdict(self.claim), **measured, **told}
 
 
 def verdict(claim: Claim, difference: Interval | None) -> tuple[str, str]:

@@ -145,9 +145,8 @@ def claim_list(results: Tree) -> str:
         items.append(
             f'<li><span class="verdict {finding.verdict.replace(" ", "-")}">{esc(finding.verdict)}</span>'
             f"<div><p>{esc(claim.says)}.</p><p class='small'>{esc(line.metric)}: {esc(line.what)} = "
-            f"<b>{esc(line.measured)}</b> (95 % interval {esc(line.interval)}; with all arms' spread "
-            f"{esc(line.pooled)}), expected {esc(line.expected)}: {esc(finding.reason)}.{esc(final)} "
-            f"Source: {esc(claim.source)}.</p></div></li>"
+            f"<b>{esc(line.measured)}</b> (95 % interval {esc(line.interval)}), expected {esc(line.expected)}: "
+            f"{esc(finding.reason)}.{esc(final)} Source: {esc(line.source)}.</p></div></li>"
         )
     return f'<ul class="claims">{"".join(items)}</ul>' if items else ""
 

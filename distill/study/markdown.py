@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distill.errors import UserError
 from distill.study.averages import PREFIX, is_average, plain, shown, title_of
-from distill.study.claim_lines import CLAIMS_TEXT, HEADS, ClaimLine, all_claim_lines
+from distill.study.claim_lines import CLAIMS_TEXT, HEADS, MARK, ClaimLine, all_claim_lines
 from distill.study.columns import SCORES, show
 from distill.study.rates import load_rates, rate_heads, rate_rows, rates_text
 from distill.study.results import Tree, hardware_of, mean_of, measured, scale_of
@@ -41,7 +41,10 @@ def claim_table(studies: Mapping[str, Tree]) -> str:
 def short_claims(studies: Mapping[str, Tree]) -> str:
     """A row for each claim that was measured, in the columns of SHORT_HEADS, and a line a study with the others."""
     lines = all_claim_lines(studies)
-    parts = [_claims([line for line in lines if line.finding.difference], SHORT_HEADS)]
+    told = [line for line in lines if line.finding.difference]
+    parts = [_claims(told, SHORT_HEADS)]
+    if any(line.finding.claim.after for line in told):
+        parts.append(f"{MARK} written, or its margin set, when results of the claim were known already.")
     missing: dict[str, list[str]] = {}
     for line in lines:
         if line.finding.difference is None:

@@ -43,7 +43,7 @@ from distill.study.scales import scaled
 
 KEYS = ("study", "title", "base", "set", "factors", "seeds", "eval", "variants", "compare", "claims", "paper", "scales")
 VARIANT_KEYS = ("title", "from", "teacher", "set")
-CLAIM_KEYS = ("says", "source", "compare", "metric", "expect", "margin")
+CLAIM_KEYS = ("says", "source", "after", "compare", "metric", "expect", "margin")
 PAPER_KEYS = ("source", "columns", "values")
 EVAL_KEYS = ("dataset", "samples", "tasks")
 TASKS: tuple[str, ...] = leaf_of("eval.tasks").bounds["choices"]
@@ -265,6 +265,7 @@ def _claim(path: str, item: Any, pairs: tuple[Pair, ...], variants: Mapping[str,
         metric=str(item["metric"]),
         expect=expect,
         margin=None if margin is None else float(margin),
+        after=None if item.get("after") is None else str(item["after"]),
     )
 
 

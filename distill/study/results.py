@@ -12,7 +12,7 @@ from distill.study.averages import metric_of, plain
 from distill.study.claims import Claim, Finding, judge
 from distill.study.columns import CHANCE, COLUMNS, Column
 from distill.study.plan import Plan
-from distill.study.statistics import Interval, mean_interval, paired_difference, pooled_difference
+from distill.study.statistics import Interval, mean_interval, paired_difference
 from distill.study.store import is_done, read_json, read_result, write_json
 
 FORMAT = 1
@@ -183,30 +183,21 @@ def findings(results: Tree) -> list[Finding]:
     variants = {*results["variants"], *(claim.first for claim in claims if claim.first)}
     scores = {c.metric: {v: by_seed(results, v, c.metric) for v in variants} for c in claims}
     return [
-        replace(
-            f, mixed=_mixes(results, f.claim), retaught=_retaught(results, f.claim), pooled=_pooled(results, f.claim)
-        )
-        for f in judge(claims, scores)
+        replace(f, mixed=_mixes(results, f.claim), retaught=_retaught(results, f.claim)) for f in judge(claims, scores)
     ]
 
 
-def _pooled(results: Tree, claim: Claim) -> Interval | None:
-    """The claim's difference with the spread of all arms; an averaged trunk that it is about stands for its variant."""
-    if claim.first is None or claim.metric.startswith("cost/"):
-        return None
-    first, second = claim.first, claim.second
-    names = [first if variant == plain(first) else variant for variant in results["variants"]]
-    return pooled_difference({name: by_seed(results, name, claim.metric) for name in names}, first, second)
-
-
 def _retaught(results: Tree, claim: Claim) -> bool:
-    """Whether a student is set against its teacher, and in some seed another run of that recipe taught it."""
+    """Whether a student is set against its teacher, and in some seed another run of that recipe taught it.
+
+    A teacher's row that does not record its weights is another run to a student that says what taught it.
+    """
     if claim.first is None:
         return False
     weights = {r["seed"]: r.get("weights") for r in results["rows"] if r["variant"] == plain(claim.first)}
     students = [r for r in results["rows"] if r["variant"] == claim.second and r["seed"] in weights]
     taught = [(weights[r["seed"]], r.get("taught_by")) for r in students if _taught_by(r, plain(claim.first))]
-    return any(own and by and own != by for own, by in taught)
+    return any(by is not None and own != by for own, by in taught)
 
 
 def _taught_by(row: Tree, variant: str) -> bool:

@@ -63,27 +63,6 @@ def mean_interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def pooled_difference(arms: Mapping[str, Mapping[int, float]], first: str, second: str) -> Interval | None:
-    """Interval of `second - first` with the spread of all arms instead of that of the pair alone.
-
-    A seed shifts all arms alike, an arm all seeds alike, and what remains is taken to be of one size everywhere: with
-    few seeds that is known far better (two-way analysis of variance without interaction). Counted are the seeds that
-    the pair shares and the arms that have them all. None where that leaves fewer than three arms or two seeds.
-    """
-    seeds = sorted(arms.get(first, {}).keys() & arms.get(second, {}).keys())
-    table = {name: [values[s] for s in seeds] for name, values in arms.items() if values.keys() >= set(seeds)}
-    if len(table) < 3 or len(seeds) < 2:
-        return None
-    means = {name: math.fsum(row) / len(seeds) for name, row in table.items()}
-    total = math.fsum(means.values()) / len(means)
-    shifts = [math.fsum(row[i] for row in table.values()) / len(table) - total for i in range(len(seeds))]
-    rest = math.fsum((v - means[name] - shift) ** 2 for name, row in table.items() for v, shift in zip(row, shifts))
-    freedom = (len(table) - 1) * (len(seeds) - 1)
-    half = t_quantile(freedom) * math.sqrt(2 * rest / freedom / len(seeds))
-    mean = means[second] - means[first]
-    return Interval(mean, mean - half, mean + half, len(seeds))
-
-
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Interval | None:
     """Interval of `second - first` over the seeds that both have; None when they share no seed."""
     seeds = sorted(first.keys() & second.keys())

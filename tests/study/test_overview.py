@@ -6,6 +6,7 @@ import copy
 import io
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from distill.cli import main
 from distill.study import markdown, runner
 from distill.study.claim_lines import all_claim_lines
+from distill.study.fragments import claim_list
 from distill.study.recipe import read_study
 from distill.study.results import load_studies
 from distill.study.run import rebuild, study
@@ -175,6 +177,19 @@ def test_claims_that_nothing_measures_are_named_below_the_short_table(kept: Path
     text = markdown.short_claims(studies)
     assert "|  | all tokens beat masked ones | **reproduced** | +" in text
     assert text.endswith("Not measured yet:\n\n- `duo`: 2: all | tokens stay level")
+
+
+def test_a_claim_that_is_younger_than_its_results_is_marked(edit: Callable[[str, str], Path], kept: Path) -> None:
+    claim = read_study(edit("source: Table 3,", "source: Table 3, after: seed 0,")).claims[0]
+    assert claim.after == "seed 0"
+    studies = load_studies(kept)
+    assert "†" not in markdown.short_claims(studies)
+    studies["trio"]["claims"] = [asdict(claim)]
+    text = markdown.short_claims(studies)
+    assert "|  | all tokens beat masked ones † | **reproduced** |" in text
+    assert text.endswith("\n\n† written, or its margin set, when results of the claim were known already.")
+    assert "| Table 3; written after seed 0 |" in markdown.claim_table(studies)
+    assert "Source: Table 3; written after seed 0." in claim_list(studies["trio"])
 
 
 @pytest.mark.skipif(not any(KEPT.glob("*/results.json")), reason="no results of the studies yet")

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.study.statistics import mean_interval, paired_difference, pooled_difference, t_probability, t_quantile
+from distill.study.statistics import mean_interval, paired_difference, t_probability, t_quantile
 
 values = st.lists(st.floats(-100, 100), min_size=2, max_size=12)
 
@@ -63,31 +62,3 @@ def test_difference_is_paired_by_seed() -> None:
 
 def test_no_common_seed_gives_no_difference() -> None:
     assert paired_difference({0: 1.0}, {1: 2.0}) is None
-
-
-def test_pooled_difference_is_that_of_a_linear_model() -> None:
-    rng = np.random.default_rng(0)
-    names, seeds = ("a", "b", "c", "d"), (0, 1, 2)
-    values = rng.normal(size=(4, 3))
-    arms = {name: dict(zip(seeds, row.tolist())) for name, row in zip(names, values)}
-    arms["short"] = {0: 9.0}  # lacks seeds that the pair has: not counted
-    found = pooled_difference(arms, "b", "d")
-    design = np.zeros((12, 6))  # intercept, arms b c d, seeds 1 2
-    for i in range(4):
-        for j in range(3):
-            design[3 * i + j, [0, *([i] if i else []), *([3 + j] if j else [])]] = 1
-    fit, rest, *_ = np.linalg.lstsq(design, values.reshape(-1), rcond=None)
-    contrast = np.array([0, -1, 0, 1, 0, 0])
-    error = math.sqrt(rest[0] / 6 * contrast @ np.linalg.inv(design.T @ design) @ contrast)
-    assert found is not None
-    assert found.mean == pytest.approx(contrast @ fit)
-    assert found.half == pytest.approx(2.446912 * error, rel=1e-6)  # t with 6 degrees of freedom
-    assert found.n == 3
-
-
-def test_pooled_difference_needs_three_arms_and_two_seeds() -> None:
-    arms = {"a": {0: 1.0, 1: 2.0}, "b": {0: 2.0, 1: 4.0}}
-    assert pooled_difference(arms, "a", "b") is None
-    assert pooled_difference({**arms, "c": {1: 1.0}}, "a", "b") is None
-    assert pooled_difference({name: {0: 1.0} for name in "abc"}, "a", "b") is None
-    assert pooled_difference(arms, "a", "z") is None
