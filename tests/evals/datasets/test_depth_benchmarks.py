@@ -127,6 +127,54 @@ def test_navi(navi):
     assert not example.normals[~there].any()
 
 
+def ball(height, width, focal, centre, radius):
+    """Depth `[H, W]` and normals `[H, W, 3]` (right, up, towards the viewer) of a ball, by its quadratic equation.
+
+    centre: right, up and away, in the unit of the radius. 0 where the ball is not.
+    """
+    v, u = np.mgrid[:height, :width] + 0.5
+    rays = np.stack([(u - width / 2) / focal, (height / 2 - v) / focal, np.ones_like(u)], -1)
+    square, along = (rays**2).sum(-1), rays @ centre
+    inside = along**2 - square * (centre @ centre - radius**2)
+    depth = np.where(inside > 0, (along - np.sqrt(inside.clip(0))) / square, 0)
+    normals = (rays * depth[..., None] - centre) / radius * (1, 1, -1)
+    return depth, np.where(depth[..., None] > 0, normals, 0)
+
+
+def test_navi_normals_do_not_show_the_steps_of_the_stored_depth(navi):
+    """A ball off the centre, half a metre away, as the files have it: whole steps of 0.4 mm, pixels of a third."""
+    centre, radius, focal = np.array([40.0, -30, 580]), 80.0, 1512.0
+    exact, _ = ball(1536, 1800, focal, centre, radius)  # three times 512 x 600
+    inverse = np.where(exact > 0, 65535 * 10 / exact.clip(1), 0).round().astype(np.uint16)
+    scene = navi / "keyboard/wild_set"
+    save(scene / "depth/000.png", inverse)
+    save(scene / "images/000.jpg", np.tile(np.uint8([[0, 255], [255, 0]]), (768, 900))[..., None].repeat(3, 2))
+    notes = [{"filename": "000.jpg", "camera": {"focal_length": focal}}]
+    (scene / "annotations.json").write_text(json.dumps(notes))
+
+    example = open_dataset(f"navi:{navi}").load(0, depth=True, normals=True)
+    depth, normals = ball(512, 600, focal / 3, centre, radius)
+    left, top, right, bottom = square_around(inverse[1::3, 1::3] > 0, scene)
+    depth, normals = depth[top:bottom, left:right], normals[top:bottom, left:right]
+    assert example.image.size == (right - left, bottom - top)
+    there = example.depth > 0
+    assert np.abs(example.depth - depth / 1000)[there & (depth > 0)].max() < 0.5e-3
+    inner = there.copy()  # the rim's neighbours are behind it
+    for axis in (0, 1):
+        for shift in (-2, 2):
+            inner &= np.roll(there, shift, axis)
+    cosine = (example.normals * normals).sum(-1)[inner].clip(-1, 1)
+    assert np.sqrt((np.degrees(np.arccos(cosine)) ** 2).mean()) < 6
+    grey = np.array(example.image.convert("L"))
+    assert grey.std() < 10 and 110 < grey.mean() < 150  # antialiased: of black and white pixels
+
+
+def test_navi_images_and_depth_of_different_sizes_are_told(navi):
+    save(navi / "keyboard/wild_set/images/000.jpg", colour(30, 20))
+    with pytest.raises(UserError, match=r"000\.png is 30x20, its image 20x30\. Download both again"):
+        open_dataset(f"navi:{navi}").load(0, depth=True)
+
+
 def test_the_square_stays_in_the_picture(tmp_path):
     def square(top, left, bottom, right, shape=(20, 30)):
         there = np.zeros(shape, bool)
