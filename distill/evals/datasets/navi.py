@@ -1,6 +1,6 @@
 """NAVI (`navi:navi_v1`): single objects with depth, and normals worked out from it.
 
-    OBJECT/multiview_*/{annotations.json, images/000.jpg, depth/000.png}
+    OBJECT/multiview_*/{annotations.json, images/000.jpg, depth/000.png}      (version 1.5: OBJECT/multiview-*/)
     OBJECT/wild_set/{annotations.json, images/000.jpg, depth/000.png}
 
 Protocol of Probe3D (El Banani et al., CVPR 2024), which the papers follow: fitted on the multi-view scenes (`train`),
@@ -31,6 +31,7 @@ from distill.evals.datasets.files import decode, list_images, read_depth, read_j
 
 INVERSE = 65535 * 10  # value times depth in millimetres
 EVERY = 4
+MULTIVIEW = "multiview[-_]*"  # folders: multiview_00_CAMERA in version 1, multiview-00-CAMERA in 1.5
 SHORT = 512  # pixels of the short side that images and labels are brought to
 FAR = 1e6  # stands behind the object where normals are worked out
 Box = tuple[int, int, int, int]  # left, top, right, bottom
@@ -38,7 +39,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 
 class Navi(Benchmark):
     kind = "navi"
-    expected = "OBJECT/wild_set/ and OBJECT/multiview_*/ with images/, depth/ and annotations.json"
+    expected = "OBJECT/wild_set/ and OBJECT/multiview_*/ (or multiview-*/) with images/, depth/ and annotations.json"
     inside = ("navi_v1", "navi_v1.5")
     split, fitted, size = "test", "train", 448
 
@@ -49,7 +50,7 @@ class Navi(Benchmark):
         return ["train", "test"]
 
     def items(self, root: Path, split: str) -> Sequence[Item]:
-        pattern = "multiview_*" if split == "train" else "wild_set"
+        pattern = MULTIVIEW if split == "train" else "wild_set"
         scenes = [scene for thing in _objects(root) for scene in sorted(thing.glob(pattern))]
         paths = [path for scene in scenes for path in list_images(scene / "images") if "_" not in path.stem]
         return Lazily(paths[::EVERY], partial(_item, root))
@@ -58,7 +59,7 @@ class Navi(Benchmark):
 def _objects(root: Path) -> list[Path]:
     """Objects with scenes of both kinds, sorted."""
     wild = [path.parent for path in root.glob("*/wild_set") if path.is_dir()]
-    return sorted(thing for thing in wild if any(thing.glob("multiview_*")))
+    return sorted(thing for thing in wild if any(thing.glob(MULTIVIEW)))
 
 
 def _item(root: Path, path: Path) -> Item:

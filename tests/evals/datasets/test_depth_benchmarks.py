@@ -175,6 +175,19 @@ def test_navi_images_and_depth_of_different_sizes_are_told(navi):
         open_dataset(f"navi:{navi}").load(0, depth=True)
 
 
+def test_navi_folders_as_version_1_5_names_them(navi):
+    """Written with dashes, and with the camera's name; videos, which it adds, are not read."""
+    for path in sorted(navi.glob("*/multiview_*")):
+        path.rename(path.with_name(f"{path.name.replace('_', '-')}-pixel_5"))
+    (navi / "shoe/video-00-pixel_5/images").mkdir(parents=True)
+    save(navi / "shoe/video-00-pixel_5/images/000.jpg", colour(20, 30))
+    navi.rename(navi.with_name("navi_v1.5"))
+    train = open_dataset(f"navi:{navi.parent}").train()
+    keys = [train.item(at).key for at in range(len(train))]
+    assert len(keys) == 5 and all("/multiview-0" in key for key in keys)
+    assert keys[0] == "keyboard/multiview-00-pixel_5/images/000.jpg"
+
+
 def test_the_square_stays_in_the_picture(tmp_path):
     def square(top, left, bottom, right, shape=(20, 30)):
         there = np.zeros(shape, bool)
