@@ -1,15 +1,17 @@
 """Instance retrieval: the nearest image should show the same instance.
 
-Protocol (UnED, Ypsilantis et al. 2023, as the paper's Table 7 uses it): features of the frozen model, unit length; an
-image counts when the nearest image of the index, by cosine, has its label, or any of its labels (recall@1). The index
-holds images of the same domain only; the score is the mean over domains, each counting alike. A dataset without domains
-is one domain.
+Protocol (UnED, Ypsilantis et al. 2023): features of the frozen model, unit length; an image counts when the nearest
+image of the index, by cosine, is of its domain and has its label, or any of its labels (recall@1 over all queries). The
+score is the mean over domains, each counting alike. A dataset without domains is one domain.
 
+- `scope=merged`: the indexes of all domains are searched together, the standard protocol of UnED's official repository.
+  `scope=separate`: that of the query's own domain alone. Which of the two the published numbers (TIPSv2's Table 7) are
+  of, the paper of TIPS does not say.
 - `index=train`: queries are the evaluated split, the index is the train split (UnED: test and index). A domain of which
-  the train split has no image is searched as with `index=rest` (five of UnED's eight).
-- `index=rest`: each image is searched among all others of the evaluated split.
-- Unsaid, it is train where there is a train split. Queries whose label is not in the index have no right answer: they
-  are left out and counted.
+  the train split has no image is its own index (five of UnED's eight).
+- `index=rest`: the evaluated split is its own index.
+- Unsaid, the index is train where there is a train split. Of the index only the query itself is left out. Queries whose
+  label is not in the index have no right answer: they are misses, and counted (`images_without_match`).
 
 Every feature is scored: CLS-1, CLS-2, and `patches`, the mean of the final patch tokens. Images are resized to a square
 (`fit`). `recall1_chance`: an index image at random. On the scenes the class of the dominant thing is the instance.
@@ -17,7 +19,6 @@ Every feature is scored: CLS-1, CLS-2, and `patches`, the mean of the final patc
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,19 +34,23 @@ from distill.evals.per_image import group_samples
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
 
+SCOPES = ("merged", "separate")
 INDICES = ("train", "rest")
 ROWS = 1024  # queries compared at a time
+NOT_THERE = -1
 ONE_DOMAIN = "all"
 CHANCE = "recall1_chance"
 
 
 @dataclass
 class InstanceOptions(TaskOptions):
+    scope: str = "merged"  # the indexes of all domains together, or that of the query's domain: merged or separate
     index: str | None = None  # where neighbours are looked for: train or rest (None: train where there is one)
     fit: str = "square"  # how images are resized: square or keep
 
     def resolve(self, dataset: EvalDataset) -> None:
         self.index = self.index or ("train" if TRAIN in dataset.has else "rest")
+        choice("instance", "scope", self.scope, SCOPES)
         choice("instance", "index", self.index, INDICES)
         choice("instance", "fit", self.fit, FITS)
 
@@ -65,13 +70,24 @@ class _Images(Labelled):
         self.all_labels += [(example.label, *example.also) for example in examples if example.label is not None]
         return kept
 
-    def of(self, domain: str) -> tuple[Tensor, Tensor]:
-        """Positions `[n]` of a domain's images, and their labels `[n, L]`, filled up with the first."""
-        at = [i for i, name in enumerate(self.domains) if name == domain]
-        chosen = [self.all_labels[i] for i in at]
+    def of(self, domain: str) -> Tensor:
+        """Positions `[n]` of a domain's images."""
+        return torch.tensor([at for at, name in enumerate(self.domains) if name == domain], dtype=torch.int64)
+
+    def labels_of(self, at: Tensor) -> Tensor:
+        """All labels `[n, L]` of the images at some positions `[n]`, filled up with the first."""
+        chosen = [self.all_labels[i] for i in at.tolist()]
         most = max(map(len, chosen), default=1)
-        filled = [labels + labels[:1] * (most - len(labels)) for labels in chosen]
-        return torch.tensor(at, dtype=torch.int64), torch.tensor(filled)
+        return torch.tensor([labels + labels[:1] * (most - len(labels)) for labels in chosen]).reshape(-1, most)
+
+
+@dataclass
+class _Part:
+    """A domain's images in the index."""
+
+    images: _Images  # among which they are
+    at: Tensor  # [N] their positions there
+    labels: Tensor  # [N, L]
 
 
 class InstanceRetrieval(Task):
@@ -100,49 +116,74 @@ class InstanceRetrieval(Task):
         self.queries.add(batch)
 
     def outcome(self) -> Outcome:
-        name = self.context.dataset.name
-        by_domain: dict[str, dict[str, float]] = {}
-        hits: dict[str, dict[int, tuple[int, float]]] = defaultdict(dict)  # by metric and image: domain, hit
-        without = 0
-        for number, domain in enumerate(sorted(set(self.queries.domains))):
-            found, left_out = self._domain(domain)
-            without += left_out
-            if not found:
-                continue
-            by_domain[domain] = {key: sum(of_image.values()) / len(of_image) for key, of_image in found.items()}
-            for key, of_image in found.items():
-                hits[key] |= {at: (number, value) for at, value in of_image.items()}
-        if not by_domain:
-            raise UserError(f"{name}: no image has its label in the index, so nothing can be found.")
-        metrics = {key: sum(scores[key] for scores in by_domain.values()) / len(by_domain) for key in hits}
+        parts = self._parts()
+        matches, chance = self._matches(parts)
+        if not matches.any():
+            raise UserError(
+                f"{self.context.dataset.name}: no image has its label in the index, so nothing can be found."
+            )
+        values = {f"recall1_{name}": self._found(name, parts).double() for name in self.queries.parts}
+        values[CHANCE] = chance
+        domains = sorted(set(self.queries.domains))
+        positions = {domain: self.queries.of(domain) for domain in domains}
+        scores = {d: {key: float(value[at].mean()) for key, value in values.items()} for d, at in positions.items()}
+        metrics = {key: sum(of_domain[key] for of_domain in scores.values()) / len(domains) for key in values}
         counts = {
-            "images": len(hits[CHANCE]),
-            "index_images": len(self.index.labels),
-            "domains": len(by_domain),
+            "images": len(matches),
+            "index_images": sum(len(part.at) for part in parts.values()),
+            "domains": len(domains),
         }
-        if without:
-            counts["images_without_match"] = without
-        per_image = {key: group_samples(of_image) for key, of_image in hits.items() if key != CHANCE}
-        return Outcome(metrics, self.protocol(), counts, {"domains": by_domain}, per_image)
+        if not matches.all():
+            counts["images_without_match"] = int((matches == 0).sum())
+        groups = [domains.index(domain) for domain in self.queries.domains]
+        per_image = {
+            key: group_samples(dict(zip(self.queries.indices, zip(groups, value.tolist()))))
+            for key, value in values.items()
+            if key != CHANCE
+        }
+        return Outcome(metrics, self.protocol(), counts, {"domains": scores}, per_image)
 
-    def _domain(self, domain: str) -> tuple[dict[str, dict[int, float]], int]:
-        """By metric and image, whether it was found (or how probably by chance), and how many were left out."""
-        at, labels = self.queries.of(domain)
-        searched = self.index if domain in self.index.domains else self.queries
-        others, theirs = searched.of(domain)
-        itself = searched is self.queries
-        matches = torch.stack([shared(theirs, own).sum() for own in labels]) - int(itself)  # [n]
-        asked = matches > 0
-        left_out = int((~asked).sum())
-        if not asked.any():
-            return {}, left_out
-        values = {}
-        for name in self.queries.parts:
-            queries, index = self.queries.features(name)[at], searched.features(name)[others]
-            values[f"recall1_{name}"] = shared(theirs[nearest(queries, index, itself)], labels)
-        values[CHANCE] = matches.double() / (len(others) - int(itself))
-        images = torch.tensor(self.queries.indices)[at][asked].tolist()
-        return {key: dict(zip(images, value[asked].double().tolist())) for key, value in values.items()}, left_out
+    def _parts(self) -> dict[str, _Part]:
+        """The index by domain: the domains of the queries, and where these are merged all others that it has."""
+        merged = self.options.scope == "merged"
+        parts = {}
+        for domain in sorted({*self.queries.domains, *(self.index.domains if merged else ())}):
+            images = self.index if domain in self.index.domains else self.queries
+            at = images.of(domain)
+            parts[domain] = _Part(images, at, images.labels_of(at))
+        return parts
+
+    def _matches(self, parts: dict[str, _Part]) -> tuple[Tensor, Tensor]:
+        """For each query how many images of the index are right, and what share of it, `[Q]` each."""
+        whole = sum(len(part.at) for part in parts.values())
+        matches = torch.zeros(len(self.queries.labels), dtype=torch.int64)
+        searched = torch.zeros_like(matches)
+        for domain in set(self.queries.domains):
+            part, at = parts[domain], self.queries.of(domain)
+            itself = int(part.images is self.queries)
+            labels = self.queries.labels_of(at)
+            matches[at] = torch.stack([shared(part.labels, own).sum() for own in labels]) - itself
+            searched[at] = (whole if self.options.scope == "merged" else len(part.at)) - itself
+        return matches, matches.double() / searched.clamp(min=1)
+
+    def _found(self, name: str, parts: dict[str, _Part]) -> Tensor:
+        """Whether the nearest image of each query is right, by one feature, bool `[Q]`."""
+        queries, index = self.queries.features(name), self.index.features(name)
+        best = torch.full((len(queries),), -torch.inf)
+        found = torch.zeros(len(queries), dtype=torch.bool)
+        for domain, part in parts.items():
+            own = self.queries.of(domain)
+            asking = torch.arange(len(queries)) if self.options.scope == "merged" else own
+            itself = torch.full((len(queries),), NOT_THERE)
+            if part.images is self.queries:
+                itself[own] = torch.arange(len(own))
+            images = (queries if part.images is self.queries else index)[part.at]
+            scores, at = nearest(queries[asking], images, itself[asking])
+            right = shared(part.labels[at], self.queries.labels_of(asking)) & torch.isin(asking, own)
+            nearer = scores > best[asking]
+            found[asking] = torch.where(nearer, right, found[asking])
+            best[asking] = torch.where(nearer, scores, best[asking])
+        return found
 
 
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
@@ -155,12 +196,18 @@ def shared(labels: Tensor, others: Tensor) -> Tensor:
     return (labels[..., :, None] == others[..., None, :]).flatten(-2).any(-1)
 
 
-def nearest(queries: Tensor, index: Tensor, itself: bool) -> Tensor:
-    """Positions `[Q]` in index `[N, D]` of the highest cosine to queries `[Q, D]`; `itself`: not a query's own."""
-    found = []
+def nearest(queries: Tensor, index: Tensor, itself: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest cosine of each of Q queries `[Q, D]` to an index `[N, D]`, and its position there, `[Q]` each.
+
+    itself `[Q]`: the position that is the query itself and does not count (NOT_THERE: none).
+    """
+    best, found = [], []
     for start in range(0, len(queries), ROWS):
         scores = queries[start : start + ROWS] @ index.T  # [q, N]
-        if itself:
-            scores.diagonal(start).fill_(-torch.inf)
-        found.append(scores.argmax(1).cpu())
-    return torch.cat(found)
+        own = itself[start : start + ROWS]
+        rows = (own != NOT_THERE).nonzero()[:, 0]
+        scores[rows, own[rows]] = -torch.inf
+        score, at = scores.max(1)
+        best.append(score.cpu())
+        found.append(at.cpu())
+    return torch.cat(best), torch.cat(found)

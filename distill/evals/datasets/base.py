@@ -35,7 +35,7 @@ class Item:
     label: Callable[[], int | None] | None = None
     depth: Callable[[], np.ndarray] | None = None
     normals: Callable[[], np.ndarray] | None = None
-    domain: str | None = None  # instance retrieval compares images of one domain only
+    domain: str | None = None  # in instance retrieval an image of another domain is never right
     also: tuple[int, ...] = ()  # further labels, which are as right as the first in instance retrieval
 
 

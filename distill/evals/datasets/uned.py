@@ -4,9 +4,9 @@
     info_files/DOMAIN/index.json                  what they are looked up in (inshop, met, gldv2)
     images/                                       what the paths are relative to
 
-Domains: cars, food2k, gldv2, inat, inshop, met, rp2k, sop; those whose `test.json` is there are taken. In a domain
-without an index, queries are looked up among each other. Classes are named DOMAIN/ID. `class_id` may be a list: a
-neighbour with any of these ids is right, as the official evaluator has it.
+Domains: cars, food2k, gldv2, inat, inshop, met, rp2k, sop; those whose `test.json` is there are taken. A domain
+without an index is its own: its queries are looked up among each other. Classes are named DOMAIN/ID. `class_id` may be
+a list: a neighbour with any of these ids is right, as the official evaluator has it.
 """
 
 from __future__ import annotations
