@@ -15,8 +15,10 @@ Protocol (DINOv2's "lin. 1" and TIPSv2's published decoder; details where those 
   2014; the "sigloss" of DINOv2, without its gradient term). AdamW, weight decay 1e-4, linear warm-up and decay,
   `images` images a step, `steps` steps (the published probes: 38,400 and more). Seeded. All rates of `lr` train side by
   side (DPT: one).
-- Scored are pixels whose true depth lies between `min` and `max`, with `crop=eigen` inside NYUv2's Eigen crop. RMSE
-  (the data's unit), abs-rel and delta 1 to 3 are computed for each image and averaged over images. The numbers are
+- Scored are pixels whose true depth lies between `min` and `max`, with `crop=eigen` inside NYUv2's Eigen crop. Known
+  depth outside that range is neither fitted nor scored, but counted (`pixels_out_of_range`). Probe3D, whose range on
+  NAVI ends at 1 m, fits and scores what is farther too.
+- RMSE (the data's unit), abs-rel and delta 1 to 3 are computed for each image and averaged over images. The numbers are
   those of the rate with the least RMSE on the evaluated split; give one rate for a number without that choice.
   `rmse_constant` answers the train split's mean depth everywhere.
 """
@@ -116,7 +118,7 @@ class Depth(Task):
         self.scores: list[dict[int, Tensor]] = [{} for _ in options.rates]  # by rate and image, [5]
         self.constant: dict[int, Tensor] = {}
         self.total = torch.zeros(2, dtype=torch.float64)  # sum and number of the train split's depths
-        self.images = self.train_images = self.pixels = self.without = 0
+        self.images = self.train_images = self.pixels = self.without = self.outside = 0
         self.ready = options.weights is not None
 
     @classmethod
@@ -153,9 +155,12 @@ class Depth(Task):
         for example, maps, truth in zip(
             batch.examples, self.probe.predict(batch), self._truth(batch)
         ):  # maps [R, h, w]
-            valid = truth > 0
+            stored = torch.from_numpy(example.depth)
+            known = stored.isfinite() & (stored > 0)
             if self.options.crop == "eigen":
-                valid &= eigen_crop(*truth.shape)
+                known &= eigen_crop(*truth.shape)
+            valid = known & (truth > 0)
+            self.outside += int((known & ~valid).sum())
             if not valid.any():
                 self.without += 1
                 continue
@@ -183,6 +188,8 @@ class Depth(Task):
             metrics["rmse_constant"] = float(torch.stack(list(self.constant.values())).mean(0)[0])
         if self.without:
             counts["images_without_depth"] = self.without
+        if self.outside:
+            counts["pixels_out_of_range"] = self.outside
         details = {"best_lr": options.rates[best]}
         per_image = metric_samples(DEPTH_METRICS, self.scores[best], self.constant)
         return Outcome(metrics, self.protocol(eps=EPS[options.head]), counts, details, per_image)

@@ -128,6 +128,8 @@ def test_unknown_and_distant_pixels_are_neither_fitted_nor_scored(stub, arrays, 
         train = split(arrays, paint, 0, change=spoiled(bad))
         result = depth.run(stub(torch.eye(5)), split(arrays, paint, 1, train=train, change=spoiled(bad)), steps=6)
         assert result.metrics == clean.metrics
+        outside = 8 * 24 * 12 if bad == 10.5 else None  # the others say nothing
+        assert result.counts.get("pixels_out_of_range") == outside
 
 
 def test_the_crop_and_images_without_depth(stub, arrays, paint):
@@ -144,6 +146,9 @@ def test_the_range_can_be_chosen(stub, arrays, paint):
     near = depth.run(stub(torch.eye(5)), split(arrays, paint, 1, train=train), max=3.0, **QUICK)
     kept = np.mean([(dataset_map < 3).mean() for dataset_map in maps_of(split(arrays, paint, 1))])
     assert near.counts["pixels"] == pytest.approx(kept * 8 * 24 * 24)
+    assert near.counts["pixels_out_of_range"] == 8 * 24 * 24 - near.counts["pixels"]
+    cut = depth.run(stub(torch.eye(5)), split(arrays, paint, 1, train=train), max=3.0, crop="eigen", steps=1)
+    assert cut.counts["pixels"] + cut.counts["pixels_out_of_range"] == 8 * (24 - 2) * (23 - 2)
     assert near.metrics["rmse"] < near.metrics["rmse_constant"] < 1
 
 

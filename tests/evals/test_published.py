@@ -79,7 +79,8 @@ def test_beside_a_model_trained_here_stands_the_nearest_in_size(parameters, vari
 
 def test_depth_is_measured_where_the_paper_measures_it():
     suite = read_suite(["eval/paper_image"], data="/data")
-    assert suite.requests["depth@nyuv2"].options == {"crop": "eigen"}
+    assert suite.requests["depth@nyuv2"].options == {"crop": "eigen"}  # to 10 m
+    assert suite.requests["depth@navi"].options == {"head": "dpt", "max": 1.0}
 
 
 def test_the_table_is_whole():
