@@ -22,7 +22,8 @@ datasets  scenes[:PIXELS]      the embedded scenes
           add ?split=NAME, ?train=NAME or ?field=NAME (caption field) where there are several
 options   task.option=value, such as zeroshot_seg.mode=both zeroshot_seg.background=threshold knn.k=10,20
 again     task@NAME=dataset asks for a task a second time, such as zeroshot_seg@tcl=... zeroshot_seg@tcl.stride=224
-recipes   eval/scenes, eval/paper_... (distill ls eval), or a file; words after it win over it
+recipes   eval/scenes, eval/paper_... (distill ls eval), or a file; words after it win over it;
+          task@NAME=none leaves one of its lines out, task=none all of a task's
 
 examples  distill eval run:runs/scenes_tiny zeroshot_seg=scenes retrieval=scenes knn=scenes linear_patch=scenes
           distill eval run:runs/photos zeroshot_seg=ade20k:/data/ADE zeroshot_seg.mode=both --json a.json

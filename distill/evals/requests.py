@@ -1,7 +1,8 @@
 """What is asked of `distill eval`: which task, on which dataset, with which options; from words or from a recipe.
 
 A task may be asked for several times, under labels: `zeroshot_seg@pc59=pascal_context59:DIR`. The label, which is the
-task's name unless there is an `@`, names the result.
+task's name unless there is an `@`, names the result. `LABEL=none` leaves a recipe's task out, `TASK=none` all of that
+task's labels.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from distill.config.recipes import find
 from distill.errors import UserError, unknown
 
 KEYS = ("tasks", "samples", "size", "batch")  # of a recipe
+NONE = "none"  # instead of a dataset: leave this out of the recipe
 DATA = "{data}"  # in a recipe's datasets: the folder given with --data
 
 
@@ -26,6 +28,7 @@ class Request:
     task: str
     dataset: str
     options: dict[str, Any] = field(default_factory=dict)
+    listed: bool = False  # in a recipe, so that LABEL=none leaves it out
 
 
 @dataclass
@@ -39,7 +42,9 @@ class Suite:
 
 
 def read_suite(words: Sequence[str], data: str | None = None) -> Suite:
-    """A recipe (a word without `=`, at most one) and words `TASK=DATASET`, `TASK.option=value`, which win over it.
+    """A recipe (a word without `=`, at most one) and words that win over it.
+
+    Words: `LABEL=DATASET`, `LABEL.option=value`, and `LABEL=none` or `TASK=none`, which leave tasks of the recipe out.
 
     `data`: the folder that the recipe's datasets are below. UserError for what is unknown, given twice or missing.
     """
@@ -48,6 +53,7 @@ def read_suite(words: Sequence[str], data: str | None = None) -> Suite:
         raise UserError(f"'{recipes[1]}' is one recipe too many, after '{recipes[0]}'. Give one, and TASK=DATASET.")
     suite = _from_recipe(recipes[0], data) if recipes else Suite({})
     given = parse_words([word for word in words if word not in recipes], known=suite.requests)
+    suite.requests = _without(suite.requests, given)
     for label, slots in given.items():
         request = suite.requests.setdefault(label, Request(task_of(label), ""))
         request.dataset = slots.pop("dataset", request.dataset)
@@ -55,6 +61,27 @@ def read_suite(words: Sequence[str], data: str | None = None) -> Suite:
     if not suite.requests:
         raise UserError("No task. Write task=dataset, such as zeroshot_seg=scenes; distill eval --help lists them.")
     return suite
+
+
+def _without(requests: dict[str, Request], given: dict[str, dict[str, Any]]) -> dict[str, Request]:
+    """A recipe's requests without those that `LABEL=none` and `TASK=none` name; takes these words out of `given`."""
+    left_out: set[str] = set()
+    labels = [label for label, slots in given.items() if slots.get("dataset") == NONE]
+    for label in labels:
+        names = {name for name, request in requests.items() if label in (name, request.task)}
+        if not names:
+            has = f"the recipe has only {', '.join(requests)}" if requests else "there is no recipe"
+            raise UserError(f"'{label}={NONE}' leaves out a recipe's task, but {has}. Leave the word out.")
+        for name in sorted({label, *names}):
+            slots = given.get(name, {})
+            if slots.get("dataset", NONE) == NONE and set(slots) - {"dataset"}:
+                raise UserError(
+                    f"'{label}={NONE}' leaves {name} out, but there are options for it. Give one or the other."
+                )
+        left_out |= names
+    for label in labels:
+        del given[label]
+    return {name: request for name, request in requests.items() if name not in left_out}
 
 
 def _is_recipe(word: str) -> bool:
@@ -140,4 +167,4 @@ def _request(recipe: str, label: str, entry: Any, data: str | None) -> Request:
         if data is None:
             raise UserError(f"{recipe} reads {dataset}. Say where its datasets are: --data DIR.")
         dataset = dataset.replace(DATA, data.rstrip("/"))
-    return Request(task_of(label), dataset, options)
+    return Request(task_of(label), dataset, options, listed=True)

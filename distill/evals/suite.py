@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from distill.evals.datasets import EvalDataset, open_dataset
+from distill.errors import UserError
+from distill.evals.datasets import EvalDataset, check_limits, open_dataset
 from distill.evals.engine import check_tasks, run_tasks
 from distill.evals.registry import find_task
-from distill.evals.requests import Request
+from distill.evals.requests import NONE, Request
 from distill.evals.results import TaskResult
 from distill.evals.store import Store, key_of
 
@@ -37,9 +39,8 @@ def run_suite(
     Each result is stored as soon as there is one. Raises UserError, before any work, for what any request, its dataset
     or the model lack.
     """
-    specs = {request.dataset for request in requests.values()}
-    opened = {spec: open_dataset(spec, samples=samples, size=size) for spec in sorted(specs)}
-    keys = {label: _check(model, request, opened[request.dataset], store) for label, request in requests.items()}
+    opened = _open(requests, samples, size)
+    keys = {label: _check(label, model, request, opened[request.dataset], store) for label, request in requests.items()}
     there = [label for label in requests if store.finished(label, keys[label]) is not None]
     todo = {label: request for label, request in requests.items() if label not in there}
     for group in groups(todo):
@@ -52,10 +53,33 @@ def run_suite(
     return Done(there, {spec: dataset.size for spec, dataset in opened.items()})
 
 
-def _check(model: Any, request: Request, dataset: EvalDataset, store: Store) -> str:
+def _open(requests: Mapping[str, Request], samples: int | None, size: int | None) -> dict[str, EvalDataset]:
+    """The datasets that are asked for, each once."""
+    opened = {}
+    for spec in sorted({request.dataset for request in requests.values()}):
+        check_limits(spec, samples, size)
+        with _or_without({label: request for label, request in requests.items() if request.dataset == spec}):
+            opened[spec] = open_dataset(spec, samples=samples, size=size)
+    return opened
+
+
+@contextmanager
+def _or_without(requests: Mapping[str, Request]) -> Iterator[None]:
+    """Adds to what stops `requests` the words that leave them out, where a recipe asks for them."""
+    try:
+        yield
+    except UserError as error:
+        words = [f"{label}={NONE}" for label, request in requests.items() if request.listed]
+        if not words:
+            raise
+        raise UserError(f"{error} To go without: {' '.join(words)}.") from error
+
+
+def _check(label: str, model: Any, request: Request, dataset: EvalDataset, store: Store) -> str:
     """Raises UserError for what cannot run; returns the result's key."""
     task = find_task(request.task)
-    check_tasks(model, {task: request.options}, dataset)
+    with _or_without({label: request}):
+        check_tasks(model, {task: request.options}, dataset)
     return key_of(store.header["model"]["sha256"], request, task.options_from(request.options, dataset), dataset)
 
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from distill.cli import main
 from distill.errors import UserError
@@ -148,6 +149,72 @@ def test_a_recipe_and_words_that_win_over_it(tmp_path, monkeypatch):
     assert (suite.samples, suite.size, suite.batch) == (5, 32, None)
     assert suite.requests["knn"].dataset == "folder:/data/pets" and suite.requests["knn"].options == {"k": 7}
     assert suite.requests["retrieval"].dataset == "scenes:48" and list(suite.requests)[2] == "knn@b"
+
+
+RECIPE = (
+    "tasks:\n  knn: scenes\n  knn@few: {dataset: scenes, k: [1]}\n  retrieval@a: scenes\n  retrieval@b: scenes:32\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (["retrieval@b=none"], ["knn", "knn@few", "retrieval@a"]),
+        (["retrieval=none"], ["knn", "knn@few"]),
+        (["knn=none", "retrieval@a=none"], ["retrieval@b"]),
+        (["retrieval=none", "retrieval@a=none"], ["knn", "knn@few"]),
+        (["knn@few=none", "retrieval=none", "knn.k=3", "retrieval@c=scenes"], ["knn", "retrieval@c"]),
+        (["retrieval=none", "retrieval@b=scenes:48", "knn=none"], ["retrieval@b"]),
+    ],
+)
+def test_none_leaves_tasks_of_a_recipe_out(tmp_path, monkeypatch, words, left):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(RECIPE)
+    suite = read_suite([*words, "a.yaml"])
+    assert list(suite.requests) == left
+    added = {word.partition("=")[0] for word in words if "=scenes" in word}
+    assert {label for label, request in suite.requests.items() if not request.listed} == added
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["a.yaml", "depth=none"], "leaves out a recipe's task, but the recipe has only knn, knn@few, retrieval@a, re"),
+        (["a.yaml", "knn@new=none"], "'knn@new=none' leaves out a recipe's task"),
+        (["a.yaml", "kn=none"], "Did you mean 'knn'"),
+        (["knn=none"], "'knn=none' leaves out a recipe's task, but there is no recipe. Leave the word out"),
+        (["a.yaml", "knn=none", "knn.k=3"], "'knn=none' leaves knn out, but there are options for it"),
+        (["a.yaml", "knn=none", "knn@few.k=3"], "'knn=none' leaves knn@few out, but there are options for it"),
+        (["a.yaml", "knn=none", "retrieval=none"], "No task. Write task=dataset"),
+    ],
+)
+def test_none_that_leaves_nothing_out_is_told(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(RECIPE)
+    with pytest.raises(UserError) as error:
+        read_suite(words)
+    assert message in str(error.value)
+
+
+def test_what_stops_a_recipe_says_how_to_go_without_it(model_file, tmp_path, monkeypatch, capsys):
+    """A missing dataset and a missing label; words on the command line and wrong limits have no such way out."""
+    monkeypatch.chdir(tmp_path)
+    text = "tasks: {knn: 'scenes:32', retrieval@pets: 'folder:pets', knn@pets: 'folder:pets', depth: 'folder:photos'}"
+    (tmp_path / "a.yaml").write_text(text)
+    (tmp_path / "photos/test/dog").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(tmp_path / "photos/test/dog/a.png")
+
+    def said(*words):
+        common = ["--samples", "8", "--device", "cpu"]
+        assert main(["eval", model_file, *words, *([] if "--samples" in words else common)]) == 2
+        return capsys.readouterr().err.strip()
+
+    assert said("a.yaml").endswith("To go without: retrieval@pets=none knn@pets=none.")
+    message = said("a.yaml", "retrieval=none", "knn@pets=none")
+    assert "Task 'depth' needs depth" in message and message.endswith("To go without: depth=none.")
+    assert "To go without" not in said("depth=folder:photos") + said("a.yaml", "--samples", "0")
+    words = ["a.yaml", "retrieval=none", "knn@pets=none", "depth=none", "--samples", "8", "--device", "cpu"]
+    assert main(["eval", model_file, *words]) == 0
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def open_dataset(
     Raises UserError for an unknown kind or option, and for what is missing at the path.
     """
     kind, where, options = parse(spec)
-    _check(spec, samples, size)
+    check_limits(spec, samples, size)
     chosen: dict[str, str | None] = {"split": split, "field": None, **options}
     field, path = chosen["field"], Path(where).expanduser()
     if kind == "scenes":
@@ -96,7 +96,8 @@ def _side(where: str) -> int | None:
     return int(where)
 
 
-def _check(spec: str, samples: int | None, size: int | None) -> None:
+def check_limits(spec: str, samples: int | None, size: int | None) -> None:
+    """UserError for a number of samples, or a size, that no dataset can have."""
     for name, value in (("samples", samples), ("size", size)):
         if value is not None and value < 1:
             raise UserError(f"{name} = {value} for the dataset '{spec}': it must be at least 1.")
