@@ -81,6 +81,7 @@ def test_depth_is_measured_where_the_paper_measures_it():
     suite = read_suite(["eval/paper_image"], data="/data")
     assert suite.requests["depth@nyuv2"].options == {"crop": "eigen"}  # to 10 m
     assert suite.requests["depth@navi"].options == {"head": "dpt", "max": 1.0}
+    assert "normals@nyuv2" not in suite.requests  # NYUv2 comes without
 
 
 def test_the_table_is_whole():

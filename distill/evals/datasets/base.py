@@ -18,7 +18,8 @@ FIXES = {
     CAPTIONS: "give a dataset with captions: scenes, shards, or folder:PATH with captions.jsonl",
     LABELS: "give a dataset with one class an image: scenes, or folder:PATH with <split>/<class>/*.jpg",
     DEPTH: "give a dataset with depth maps, such as scenes",
-    NORMALS: "give a dataset with surface normals, such as scenes",
+    NORMALS: "give a dataset with surface normals: scenes, navi:PATH, folder:PATH with normals/, or nyuv2:PATH with "
+    "normal_*.npy (or .png) beside each rgb_*.jpg of official_splits/",
     TRAIN: "name the split to fit on: folder:PATH?train=SPLIT, or shards:PATH?train=OTHER_TARS",
 }
 UNIT = 0.02  # how far from 1 the length of a stored normal may be (8-bit files round)

@@ -2,12 +2,12 @@
 
     official_splits/{train,test}/SCENE/rgb_00045.jpg             the 795 and 654 labelled images, as everybody extracts
     official_splits/{train,test}/SCENE/sync_depth_00045.png      16-bit, millimetres, 0 = not known
-    official_splits/{train,test}/SCENE/normal_00045.png          normals, where there are any (or .npy)
+    official_splits/{train,test}/SCENE/normal_00045.npy          normals, if you add them (or .png): NYUv2 has none
     sync/SCENE_0001/rgb_00000.jpg, sync_depth_00000.png          the 24,231 frames that depth is often trained on
 
-or `nyu_depth_v2_labeled.mat` itself, for its depth, with the official `splits.mat` beside it, or instead `train.txt`
-and `test.txt` that hold numbers of images (from 1); needs h5py and scipy (`pip install 'everypatch[evals]'`). Depth
-beyond 10 m is not known. `?train=sync` fits on the raw frames.
+or `nyu_depth_v2_labeled.mat` itself, for its depth alone, with the official `splits.mat` beside it, or instead
+`train.txt` and `test.txt` that hold numbers of images (from 1); needs h5py and scipy (`pip install
+'everypatch[evals]'`). Depth beyond 10 m is not known. `?train=sync` fits on the raw frames.
 """
 
 from __future__ import annotations

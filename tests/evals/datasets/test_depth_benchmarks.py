@@ -45,6 +45,11 @@ def test_nyuv2_folders(nyu):
 
 
 def test_nyuv2_normals_where_there_are_any(nyu):
+    dataset = open_dataset(f"nyuv2:{nyu}")
+    with pytest.raises(
+        UserError, match=r"nyuv2 test has only .* or nyuv2:PATH with normal_\*\.npy \(or \.png\) beside"
+    ):
+        dataset.require("Task 'normals'", "normals")
     for scene in ("bathroom", "kitchen"):
         array = np.zeros((6, 8, 3), np.float32)
         array[1:] = (0.6, 0, 0.8)
