@@ -6,7 +6,7 @@ score is the mean over domains, each counting alike. A dataset without domains i
 
 - `scope=merged`: the indexes of all domains are searched together, the standard protocol of UnED's official repository.
   `scope=separate`: that of the query's own domain alone. Which of the two the published numbers (TIPSv2's Table 7) are
-  of, the paper of TIPS does not say.
+  of is not known here.
 - `index=train`: queries are the evaluated split, the index is the train split (UnED: test and index). A domain of which
   the train split has no image is its own index (five of UnED's eight).
 - `index=rest`: the evaluated split is its own index.
