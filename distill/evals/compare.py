@@ -6,6 +6,7 @@ interval is that of B minus A; else A and B have an interval each, where they ke
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from distill.errors import UserError
 from distill.evals.per_image import draws, interval, resampled
 from distill.evals.registry import find_task
+from distill.evals.results import ABSENT, first_difference
 from distill.evals.store import read_results
 
 Interval = tuple[float, float]
@@ -60,19 +62,28 @@ def compare_files(first: Path, second: Path) -> Comparison:
 
 def compare_results(label: str, one: dict[str, Any], two: dict[str, Any]) -> list[Line]:
     """One task's headline metrics; UserError when the two were measured on different data or in different ways."""
-    for what in ("dataset", "protocol"):
-        if one[what] != two[what]:
-            raise UserError(f"{label}: {_difference(what, one[what], two[what])}, so the two cannot be compared.")
+    for what, first, second in _must_agree(one, two):
+        if first != second:
+            raise UserError(f"{label}: {_difference(what, first, second)}, so the two cannot be compared.")
     headline = find_task(one["task"]).headline
     names = [name for name in headline if name in one["metrics"] and name in two["metrics"]]
     return [_line(label, name, one, two) for name in names]
 
 
+def _must_agree(one: dict[str, Any], two: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What two results of a task must share, by name, as the two have it."""
+    resources = find_task(one["task"]).resources  # files of earlier versions have them among the protocol
+    first, second = ({k: v for k, v in r["protocol"].items() if k not in resources} for r in (one, two))
+    yield "dataset", one["dataset"], two["dataset"]
+    yield "protocol", first, second
+
+
 def _difference(what: str, one: Any, two: Any) -> str:
-    if isinstance(one, dict) and isinstance(two, dict):
-        key = next(key for key in [*one, *two] if one.get(key) != two.get(key))
-        return f"the first has {what} {key} = {one.get(key)!r}, the second {two.get(key)!r}"
-    return f"the first has {what} {one!r}, the second {two!r}"
+    found = first_difference(one, two) if isinstance(one, dict) and isinstance(two, dict) else None
+    if found is None:
+        return f"the first has {what} {one!r}, the second {two!r}"
+    first = f"no {what} {found.key}" if found.one is ABSENT else f"{what} {found.key} = {found.one!r}"
+    return f"the first has {first}, the second {'has none' if found.two is ABSENT else repr(found.two)}"
 
 
 def _line(label: str, name: str, one: dict[str, Any], two: dict[str, Any]) -> Line:

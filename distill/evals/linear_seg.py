@@ -70,6 +70,7 @@ class LinearSegmentation(Task):
     requires = (MASKS, TRAIN)
     headline = ("miou", "pixel_accuracy", "mean_class_accuracy", "miou_chance")
     Options = LinearSegmentationOptions
+    resources = ("memory",)
 
     def __init__(self, context: Context, options: LinearSegmentationOptions):
         super().__init__(context, options)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+ABSENT: Any = object()  # stands for the value of a key that is not there
 
 
 @dataclass
@@ -21,3 +24,24 @@ class TaskResult:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class Difference(NamedTuple):
+    """Where two mappings differ: the key, those of nested mappings joined by dots, and its value in both or ABSENT."""
+
+    key: str
+    one: Any
+    two: Any
+
+
+def first_difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> Difference | None:
+    """The first key, in the order of `one` and then of `two`, that is not in both with one value; None for equals."""
+    for key in dict.fromkeys([*one, *two]):
+        values = one.get(key, ABSENT), two.get(key, ABSENT)
+        if isinstance(values[0], Mapping) and isinstance(values[1], Mapping):
+            inner = first_difference(*values)
+            if inner is not None:
+                return inner._replace(key=f"{key}.{inner.key}")
+        elif values[0] is not values[1] and values[0] != values[1]:
+            return Difference(key, *values)
+    return None

@@ -53,6 +53,7 @@ class Task(ABC):
     headline: ClassVar[tuple[str, ...]]  # the metrics a table shows
     units: ClassVar[Mapping[str, str]] = {}  # of headline metrics that are no shares, such as "m"
     Options: ClassVar[type[TaskOptions]]  # a dataclass; every field has a default
+    resources: ClassVar[tuple[str, ...]] = ()  # options of what it may use up, such as memory: they move no number
 
     def __init__(self, context: Context, options: Any):
         self.context, self.options = context, options
@@ -98,9 +99,14 @@ class Task(ABC):
         options.resolve(dataset)
         return options
 
+    @classmethod
+    def settings(cls, options: Any) -> dict[str, Any]:
+        """The options that move the numbers."""
+        return {name: value for name, value in asdict(options).items() if name not in cls.resources}
+
     def protocol(self, **more: Any) -> dict[str, Any]:
-        """The options as used, the image size and fit, and `more`."""
-        return {**asdict(self.options), "size": self.context.dataset.size, "fit": self.needs.fit, **more}
+        """The options as used, but for `resources`, the image size and fit, and `more`."""
+        return {**self.settings(self.options), "size": self.context.dataset.size, "fit": self.needs.fit, **more}
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -82,6 +82,7 @@ class ZeroShotSegmentation(Task):
     text = True
     headline = ("miou_value", "miou_final", "miou_value_slide", "miou_final_slide", "miou_chance")
     Options = SegmentationOptions
+    resources = ("chunk",)
 
     def __init__(self, context: Context, options: SegmentationOptions):
         super().__init__(context, options)

@@ -245,3 +245,11 @@ def test_an_open_dataset_is_reused_without_drawing_again():
 
     assert scene_source(32, 4, "test") is scene_source(32, 4, "test")
     assert 1 in scene_source(32, 4, "test")._cache
+
+
+@pytest.mark.parametrize(("task", "given"), [("linear_seg", {"memory": 2.0}), ("zeroshot_seg", {"chunk": 2})])
+def test_what_a_task_may_use_up_is_no_part_of_its_protocol(stub, everything, task, given):
+    usual = evaluate(stub(torch.eye(5)), {task: {**ALL[task]}}, everything)[task]
+    other = evaluate(stub(torch.eye(5)), {task: {**ALL[task], **given}}, everything)[task]
+    assert other.protocol == usual.protocol and other.metrics == usual.metrics
+    assert not set(given) & set(usual.protocol)
