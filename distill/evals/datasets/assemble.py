@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from distill.errors import UserError, unknown
 from distill.evals.datasets.base import CAPTIONS, DEPTH, LABELS, MASKS, NORMALS, TRAIN, EvalDataset, Item, spread
+from distill.evals.datasets.contents import look_at_images
 
 
 class Lazily(Sequence[Item]):
@@ -52,6 +53,7 @@ def assemble(name: str, items: Sequence[Item], samples: int | None, size: int, *
         item=lambda index: items[chosen[index]],
         length=len(chosen),
         has=frozenset(what for what, there in found.items() if there),
+        looks=look_at_images,
         **more,
     )
 

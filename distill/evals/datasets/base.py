@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -27,7 +29,11 @@ UNIT = 0.02  # how far from 1 the length of a stored normal may be (8-bit files 
 
 @dataclass
 class Item:
-    """One image as a dataset stores it. The loaders are called when the value is asked for."""
+    """One image as a dataset stores it. The loaders are called when the value is asked for.
+
+    A loader that reads a file is a `functools.partial` with its path among the arguments: so it is known which files a
+    number depends on (`...datasets.contents`). What a loader reads besides is listed in `files`.
+    """
 
     key: str  # for messages
     image: Callable[[], Image.Image]
@@ -38,6 +44,7 @@ class Item:
     normals: Callable[[], np.ndarray] | None = None
     domain: str | None = None  # in instance retrieval an image of another domain is never right
     also: tuple[int, ...] = ()  # further labels, which are as right as the first in instance retrieval
+    files: tuple[Path, ...] = ()  # what it comes from, besides the paths among its loaders' arguments
 
 
 @dataclass
@@ -75,6 +82,8 @@ class EvalDataset:
     caption_fields: list[str] = field(default_factory=list)
     caption_field: str | None = None  # the one retrieval uses unless told otherwise
     open_train: Callable[[], EvalDataset] | None = None
+    looks: Callable[[EvalDataset], Iterable[tuple[Any, Any]]] | None = None  # `...contents`; None: made by the code
+    seen: dict[str, Any] | None = None  # what `contents.seen` found
     _train: EvalDataset | None = None
 
     def __post_init__(self) -> None:

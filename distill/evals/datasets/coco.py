@@ -89,18 +89,21 @@ class CocoObject(CocoStuff):
             return super().items(root, split)
         folder = image_folder(root, split)
         assert folder is not None
-        content = read_json(_instances(root, split))
+        file = _instances(root, split)
+        content = read_json(file)
         drawn: dict[int, list[dict]] = defaultdict(list)
         for note in content["annotations"]:
             drawn[note["image_id"]].append(note)
-        return [self._drawn(folder, image, drawn[image["id"]]) for image in content["images"]]
+        return [self._drawn(folder, file, image, drawn[image["id"]]) for image in content["images"]]
 
-    def _drawn(self, folder: Path, image: dict, notes: list[dict]) -> Item:
+    def _drawn(self, folder: Path, file: Path, image: dict, notes: list[dict]) -> Item:
+        """notes: the image's annotations in `file`."""
         path = require_file(folder / image["file_name"], "image")
         return Item(
             key=path.stem,
             image=partial(decode, path, str(path)),
             mask=partial(paint, notes, image["height"], image["width"]),
+            files=(file,),
         )
 
 

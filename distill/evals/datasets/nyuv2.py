@@ -107,7 +107,7 @@ def _labelled(file: Path, number: int) -> Item:
     def depth() -> np.ndarray:
         return _near(lambda: _read(file, "rawDepths", number).T.astype(np.float32))
 
-    return Item(key=f"{file.name} image {number}", image=image, depth=depth)
+    return Item(key=f"{file.name} image {number}", image=image, depth=depth, files=(file,))
 
 
 def _read(file: Path, name: str, number: int) -> np.ndarray:

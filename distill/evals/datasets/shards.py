@@ -8,6 +8,7 @@ from pathlib import Path
 from distill.data.shards import ShardSource, expand_shards, is_remote
 from distill.errors import UserError
 from distill.evals.datasets.base import MASKS, TRAIN, EvalDataset
+from distill.evals.datasets.contents import look_at_files
 from distill.evals.datasets.files import read_classes
 from distill.evals.datasets.source import contents, source_item
 
@@ -40,6 +41,7 @@ def open_shards(
         ignore=ignore,
         caption_fields=fields,
         caption_field=field,
+        looks=partial(look_at_files, [Path(shard) for shard in shards]),
     )
     if train is not None:
         dataset.has |= {TRAIN}
