@@ -17,6 +17,7 @@ from distill.evals.registry import find_task
 from distill.evals.results import ABSENT, first_difference
 from distill.evals.store import read_results
 
+FITTED = ("train_images", "index_images")  # counts of images that a task was fitted on or looked in
 Interval = tuple[float, float]
 
 
@@ -65,6 +66,7 @@ def compare_results(label: str, one: dict[str, Any], two: dict[str, Any]) -> lis
     for what, first, second in _must_agree(one, two):
         if first != second:
             raise UserError(f"{label}: {_difference(what, first, second)}, so the two cannot be compared.")
+    _check_images(label, one, two)
     headline = find_task(one["task"]).headline
     names = [name for name in headline if name in one["metrics"] and name in two["metrics"]]
     return [_line(label, name, one, two) for name in names]
@@ -76,6 +78,22 @@ def _must_agree(one: dict[str, Any], two: dict[str, Any]) -> Iterator[tuple[str,
     first, second = ({k: v for k, v in r["protocol"].items() if k not in resources} for r in (one, two))
     yield "dataset", one["dataset"], two["dataset"]
     yield "protocol", first, second
+    first, second = ({k: v for k, v in r["counts"].items() if k in FITTED} for r in (one, two))
+    yield "counts", first, second  # files of earlier versions do not say what was fitted on
+
+
+def _check_images(label: str, one: dict[str, Any], two: dict[str, Any]) -> None:
+    """UserError where the splits that were fitted on, or evaluated ones of one size, are known to hold other images."""
+    for part, verb in (("fitted", "fitted"), ("images", "measured")):
+        first, second = (result.get("inputs", {}).get(part) for result in (one, two))
+        if first is None or second is None or first["contents"] == second["contents"]:
+            continue
+        if part == "fitted" or first["images"] == second["images"]:
+            on = [f"{found['name']} ({found['images']} images, {found['contents'][:8]})" for found in (first, second)]
+            raise UserError(
+                f"{label}: the first was {verb} on {on[0]} of {one['inputs']['dataset']}, the second on {on[1]} of "
+                f"{two['inputs']['dataset']}: other images or labels, so the two cannot be compared."
+            )
 
 
 def _difference(what: str, one: Any, two: Any) -> str:

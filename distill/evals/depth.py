@@ -110,6 +110,7 @@ class Depth(Task):
     headline = ("rmse", "abs_rel", "delta1", "rmse_constant")
     units = {"rmse": "m", "rmse_constant": "m"}  # noqa: RUF012
     Options = DepthOptions
+    files = ("weights",)
     resources = ("memory",)
 
     def __init__(self, context: Context, options: DepthOptions):

@@ -62,6 +62,7 @@ class SurfaceNormals(Task):
     headline = ("rmse", "share_11", "share_22", "share_30", "rmse_constant")
     units = {"rmse": "°", "mean_angle": "°", "rmse_constant": "°"}  # noqa: RUF012
     Options = NormalsOptions
+    files = ("weights",)
     resources = ("memory",)
 
     def __init__(self, context: Context, options: NormalsOptions):

@@ -53,6 +53,8 @@ class Task(ABC):
     headline: ClassVar[tuple[str, ...]]  # the metrics a table shows
     units: ClassVar[Mapping[str, str]] = {}  # of headline metrics that are no shares, such as "m"
     Options: ClassVar[type[TaskOptions]]  # a dataclass; every field has a default
+    revision: ClassVar[int] = 1  # raise it when the same options come to give other numbers: kept results are then old
+    files: ClassVar[tuple[str, ...]] = ()  # options that name a file, whose content moves the numbers
     resources: ClassVar[tuple[str, ...]] = ()  # options of what it may use up, such as memory: they move no number
 
     def __init__(self, context: Context, options: Any):
@@ -105,8 +107,11 @@ class Task(ABC):
         return {name: value for name, value in asdict(options).items() if name not in cls.resources}
 
     def protocol(self, **more: Any) -> dict[str, Any]:
-        """The options as used, but for `resources`, the image size and fit, and `more`."""
-        return {**self.settings(self.options), "size": self.context.dataset.size, "fit": self.needs.fit, **more}
+        """The options as used, but for `resources`, image size and fit, what was fitted on, if anything, and `more`."""
+        dataset, fitted = self.context.dataset, {}
+        if self.fits(self.options):
+            fitted["fitted_on"] = f"{dataset.train().name}, {len(dataset.train())} images"
+        return {**self.settings(self.options), "size": dataset.size, "fit": self.needs.fit, **fitted, **more}
 
 
 def _is_a(value: Any, kind: Any) -> bool:
