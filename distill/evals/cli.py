@@ -60,7 +60,8 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--json",
         metavar="FILE",
-        help="keep results, protocol, counts, model hash and versions here, and go on from it",
+        help="keep results, protocol, counts, model hash and versions here, and go on from it: what would come out the "
+        "same is taken from it",
     )
     parser.add_argument("--again", action="store_true", help="start FILE anew instead of keeping its finished tasks")
     parser.add_argument(
@@ -86,7 +87,7 @@ def main(args: argparse.Namespace) -> int:
         raise UserError(f"--batch {batch}: it must be at least 1.")
 
     from distill.evals.published import beside, variant_for
-    from distill.evals.report import model_hash, show_table, versions
+    from distill.evals.report import identity, show_table, versions
     from distill.evals.store import Store
     from distill.evals.suite import run_suite
     from distill.models.sources import open_model
@@ -95,7 +96,7 @@ def main(args: argparse.Namespace) -> int:
     opened = open_model(args.model)
     model = opened.model.to(device)
     header = {
-        "model": {"source": args.model, "sha256": model_hash(model)},
+        "model": {"source": args.model, **identity(model)},
         "versions": versions(),
         "device": str(device),
     }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from distill.evals.registry import find_task
 
@@ -86,13 +87,46 @@ def figure(value: float, unit: str | None, interval: tuple[float, float] | None 
     return text if interval is None else f"{text} [{scale * interval[0]:{form}}, {scale * interval[1]:{form}}]"
 
 
+def identity(model: Any) -> dict[str, str | None]:
+    """What of a model decides its features, as SHA-256 in hex: weights, tokenizer (None without one) and towers.
+
+    `towers` is of what the weights do not tell: how towers of ours are configured; the normalisation, the kinds of
+    layers and the context of others.
+    """
+    tokenizer = getattr(model, "tokenizer", None)
+    towers = [_tower(tower) for tower in (model.image, getattr(model, "text", None))]
+    return {
+        "sha256": model_hash(model),
+        "tokenizer": None if tokenizer is None else _hash_json(tokenizer.state()),
+        "towers": _hash_json(towers),
+    }
+
+
 def model_hash(model: nn.Module) -> str:
     """SHA-256, hex, over names, types, shapes and values of the model's weights and buffers, in name order."""
+    return _hash_tensors(model.state_dict())
+
+
+def _tower(tower: Any) -> Any:
+    """JSON-able."""
+    if tower is None or hasattr(tower, "config"):
+        return None if tower is None else tower.config()
+    kept = tower.state_dict()
+    buffers = {name: value for name, value in tower.named_buffers() if name not in kept}
+    layers = [(name, type(layer).__name__) for name, layer in tower.named_modules()]
+    return [_hash_tensors(buffers), layers, getattr(tower, "context", None)]
+
+
+def _hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _hash_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

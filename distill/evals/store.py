@@ -1,35 +1,61 @@
 """The results file of `distill eval`: finished tasks are kept in it, and not run again.
 
-    {"model": {"source", "sha256"}, "versions", "device", "results": {label: {...}}}
+    {"model": {"source", "sha256", "tokenizer", "towers"}, "versions", "device", "results": {label: {...}}}
 
-Each result is a `TaskResult` with `key`, `model` and `versions` of its own. `key` is a hash of the model's weights, the
-task with all its options, the dataset and its size: as long as it is the same, running again would give the same.
+Each result is a `TaskResult` with `inputs`, `model` and `versions` of its own. It is taken again while its `inputs` are
+what they would be now:
+
+- the release of this package, and the `revision` of the task and of what all tasks share;
+- the model's weights, tokenizer and towers (`distill.evals.report.identity`);
+- the task's options that move numbers; of files that they name, the content;
+- the dataset as it was asked for, `samples`, the size of the images, and what is in the evaluated split and in the one
+  that the task fits something on (`distill.evals.datasets.contents` says what is noticed there, and what is not).
+
+Running again would then give the same up to rounding, which depends on machine, device, batch size and the versions of
+other packages. A probe that is trained on images of several shapes also sees them in an order that depends on the batch
+size. A result with other `inputs`, or without, as earlier versions wrote them, can be read and is computed again.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from distill import __version__
 from distill.errors import UserError
 from distill.evals.datasets import EvalDataset
+from distill.evals.datasets.contents import seen
+from distill.evals.registry import find_task
 from distill.evals.requests import Request
+from distill.evals.results import ABSENT, first_difference
+from distill.models.sources.base import files_hash
+
+REVISION = 1  # raise it when all tasks come to give other numbers: what they share reads, resizes or encodes otherwise
 
 
-def key_of(sha256: str, request: Request, options: Any, dataset: EvalDataset) -> str:
-    """What a result depends on, as a hash. `options`: the task's dataclass, resolved."""
-    content = {
-        "model": sha256,
+def inputs_of(model: Mapping[str, Any], request: Request, dataset: EvalDataset, samples: int | None) -> dict[str, Any]:
+    """What a result depends on, JSON-able. `model`: as in the file; `dataset`: open, with at most `samples` images."""
+    task = find_task(request.task)
+    options = task.options_from(request.options, dataset)
+    settings = task.settings(options)
+    files = {name: Path(settings.pop(name)).expanduser() for name in task.files if settings[name] is not None}
+    inputs = {
+        "version": __version__,
+        "revision": [REVISION, task.revision],
+        "model": {name: value for name, value in model.items() if name != "source"},
         "task": request.task,
-        "options": asdict(options),
-        "dataset": [request.dataset, dataset.name, len(dataset), dataset.size, dataset.prompt_names],
+        "options": settings,
+        "files": {name: files_hash([path]) if path.is_file() else None for name, path in files.items()},
+        "dataset": request.dataset,
+        "samples": samples,
+        "size": dataset.size,
+        "images": seen(dataset),
+        "fitted": seen(dataset.train()) if task.fits(options) else None,
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+    return json.loads(json.dumps(inputs, default=str))
 
 
 class Store:
@@ -40,26 +66,54 @@ class Store:
         self.results: dict[str, dict[str, Any]] = {}
         if path is not None and path.exists() and not again:
             content = read_results(path)
-            if content["model"]["sha256"] != header["model"]["sha256"]:
+            if not same_model(there := content["model"], header["model"]):
+                other = ", with another tokenizer" if there["sha256"] == header["model"]["sha256"] else ""
                 raise UserError(
-                    f"{path} holds results of another model ({content['model']['source']}, "
-                    f"{content['model']['sha256'][:12]}). Choose another --json FILE, or replace them with --again."
+                    f"{path} holds results of another model ({there['source']}, {there['sha256'][:12]}{other}). "
+                    f"Choose another --json FILE, or replace them with --again."
                 )
             self.results = content["results"]
 
-    def finished(self, label: str, key: str) -> dict[str, Any] | None:
+    def finished(self, label: str, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         """The kept result, if it is what running again would give."""
         result = self.results.get(label)
-        return result if result is not None and result.get("key") == key else None
+        return result if result is not None and result.get("inputs") == inputs else None
 
-    def add(self, label: str, key: str, result: dict[str, Any]) -> None:
+    def changed(self, label: str, inputs: Mapping[str, Any]) -> str | None:
+        """Why a kept result is not taken again, in a few words; None where there is none, or it is."""
+        result = self.results.get(label)
+        if result is None or result.get("inputs") == inputs:
+            return None
+        if "inputs" not in result:
+            return "an earlier version wrote it, without all that it depends on"
+        found = first_difference(result["inputs"], inputs)
+        assert found is not None
+        part, _, name = found.key.partition(".")
+        if name in ("contents", "files"):
+            return f"the files of {inputs[part]['name']} have changed"
+        return f"{found.key} was {_shown(found.one)}, is {_shown(found.two)}"
+
+    def add(self, label: str, inputs: Mapping[str, Any], result: dict[str, Any]) -> None:
         """Keeps a result and writes the file, whole or not at all."""
-        self.results[label] = {"key": key, **result, "model": self.header["model"], "versions": self.header["versions"]}
+        made = {"inputs": inputs, "model": self.header["model"], "versions": self.header["versions"]}
+        self.results[label] = {**result, **made}
         if self.path is not None:
             content = {**self.header, "results": self.results}
             beside = self.path.with_name(self.path.name + ".part")
             beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             os.replace(beside, self.path)
+
+
+def same_model(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    """Whether weights are the same, and tokenizers where both say (files of earlier versions do not)."""
+    known = [name for name in ("sha256", "tokenizer") if name in one and name in two]
+    return all(one[name] == two[name] for name in known)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message; of a digest the beginning."""
+    text = "not there" if value is ABSENT else repr(value)
+    return text if len(text) <= 60 else f"{text[:12]}..."
 
 
 def read_results(path: Path) -> dict[str, Any]:

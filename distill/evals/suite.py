@@ -12,7 +12,7 @@ from distill.evals.engine import check_tasks, run_tasks
 from distill.evals.registry import find_task
 from distill.evals.requests import NONE, Request
 from distill.evals.results import TaskResult
-from distill.evals.store import Store, key_of
+from distill.evals.store import Store, inputs_of
 
 
 class Done(NamedTuple):
@@ -40,14 +40,20 @@ def run_suite(
     or the model lack.
     """
     opened = _open(requests, samples, size)
-    keys = {label: _check(label, model, request, opened[request.dataset], store) for label, request in requests.items()}
-    there = [label for label in requests if store.finished(label, keys[label]) is not None]
+    inputs = {
+        label: _check(label, model, request, opened[request.dataset], samples, store)
+        for label, request in requests.items()
+    }
+    there = [label for label in requests if store.finished(label, inputs[label]) is not None]
+    for label in requests:
+        if (reason := store.changed(label, inputs[label])) is not None:
+            print(f"computed again: {label} ({reason})")
     todo = {label: request for label, request in requests.items() if label not in there}
     for group in groups(todo):
         labels = {request.task: label for label, request in group}
 
         def keep(result: TaskResult, labels: dict[str, str] = labels) -> None:
-            store.add(labels[result.task], keys[labels[result.task]], result.as_dict())
+            store.add(labels[result.task], inputs[labels[result.task]], result.as_dict())
 
         _run(model, group, opened[group[0][1].dataset], batch, keep)
     return Done(there, {spec: dataset.size for spec, dataset in opened.items()})
@@ -75,12 +81,13 @@ def _or_without(requests: Mapping[str, Request]) -> Iterator[None]:
         raise UserError(f"{error} To go without: {' '.join(words)}.") from error
 
 
-def _check(label: str, model: Any, request: Request, dataset: EvalDataset, store: Store) -> str:
-    """Raises UserError for what cannot run; returns the result's key."""
-    task = find_task(request.task)
+def _check(
+    label: str, model: Any, request: Request, dataset: EvalDataset, samples: int | None, store: Store
+) -> dict[str, Any]:
+    """Raises UserError for what cannot run; returns what the result depends on."""
     with _or_without({label: request}):
-        check_tasks(model, {task: request.options}, dataset)
-    return key_of(store.header["model"]["sha256"], request, task.options_from(request.options, dataset), dataset)
+        check_tasks(model, {find_task(request.task): request.options}, dataset)
+    return inputs_of(store.header["model"], request, dataset, samples)
 
 
 def groups(requests: Mapping[str, Request]) -> list[Group]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.evals.registry import find_task
-from distill.evals.report import figure, model_hash, versions
-from distill.evals.store import read_results
+from distill.evals.report import figure, identity, versions
+from distill.evals.store import read_results, same_model
 from distill.models.sources.base import OpenedModel
 
 
@@ -80,11 +80,11 @@ def _recipe(opened: OpenedModel) -> list[tuple[str, str]]:
 
 def _evaluations(opened: OpenedModel) -> list[str]:
     """A table of every results file of `distill eval` in the run's folder that is of this model."""
-    folder, sha256 = run_folder(opened), model_hash(opened.model)
+    folder, own = run_folder(opened), identity(opened.model)
     rows = []
     for file in sorted(folder.rglob("*.json")) if folder is not None else []:
         content = read_results(file) if _holds_results(file) else None
-        if content is None or content["model"]["sha256"] != sha256:
+        if content is None or not same_model(content["model"], own):
             continue
         for label, result in content["results"].items():
             task = find_task(result["task"])

@@ -7,7 +7,7 @@ from PIL import Image
 from distill.cli import main
 from distill.errors import UserError
 from distill.evals import suite as suites
-from distill.evals.report import model_hash
+from distill.evals.report import identity, model_hash
 from distill.evals.requests import parse_value, parse_words, read_suite
 from distill.evals.retrieval import Retrieval
 from distill.models.loading import save_model
@@ -27,14 +27,15 @@ def test_prints_a_table_and_stores_everything(model_file, tiny_model, tmp_path, 
     for word in ("zeroshot_seg", "miou_value", "top1_cls1", "scenes:32 test, 10 images", "out.json"):
         assert word in printed
     content = json.loads(out.read_text())
-    assert content["model"] == {"source": model_file, "sha256": model_hash(tiny_model)}
+    assert content["model"] == {"source": model_file, **identity(tiny_model)}
+    assert content["model"]["sha256"] == model_hash(tiny_model)
     assert content["versions"]["torch"] == torch.__version__ and "everypatch" in content["versions"]
     assert list(content["results"]) == ["zeroshot_seg", "knn", "retrieval"]
     assert content["results"]["knn"]["protocol"]["k"] == [3, 5]
     assert content["results"]["retrieval"]["protocol"]["field"] == "web"
     for result in content["results"].values():
         own = {"task", "dataset", "metrics", "protocol", "counts", "seconds", "details", "per_image"}
-        assert set(result) == own | {"key", "model", "versions"}
+        assert set(result) == own | {"inputs", "model", "versions"}
         assert result["model"] == content["model"] and result["versions"] == content["versions"]
 
 
