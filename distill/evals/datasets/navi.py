@@ -70,6 +70,7 @@ def _item(root: Path, path: Path) -> Item:
         image=partial(_image, path, depth),
         depth=lambda: _cut(_depth(depth).metres, _box(depth)),
         normals=partial(_normals, path, depth),
+        files=(path.parents[1] / "annotations.json",),
     )
 
 
