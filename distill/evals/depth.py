@@ -323,4 +323,4 @@ class DptDepth:
 
     def predict(self, batch: Batch) -> list[Tensor]:
         """Depth `[1, 8h, 8w]` of each image."""
-        return list(self._depth(self.probe.raw(batch))[:, None])
+        return list(self.probe.raw(batch, self._depth)[:, None])

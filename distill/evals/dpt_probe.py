@@ -66,12 +66,15 @@ class DptProbe:
         optimise([list(head.parameters())], [rate], step, steps=settings.steps)
         self.head = head.eval()
 
-    def raw(self, batch: Batch) -> Tensor:
-        """The head's outputs `[B, K, 8h, 8w]`."""
+    def raw(self, batch: Batch, read: Callable[[Tensor], Tensor] = lambda outputs: outputs) -> Tensor:
+        """What `read` makes of the head's outputs `[b, K, 8h, 8w]` of a few images at a time, joined: `[B, ...]`.
+
+        A `read` that takes K away keeps the outputs of all images from being there together.
+        """
         assert self.head is not None
         taps = self._taps(batch)
-        parts = [
-            self.head([(cls[at : at + IMAGES_AT_A_TIME], patches[at : at + IMAGES_AT_A_TIME]) for cls, patches in taps])
-            for at in range(0, len(batch.examples), IMAGES_AT_A_TIME)
-        ]
+        parts = []
+        for at in range(0, len(batch.examples), IMAGES_AT_A_TIME):
+            some = slice(at, at + IMAGES_AT_A_TIME)
+            parts.append(read(self.head([(cls[some], patches[some]) for cls, patches in taps])))
         return torch.cat(parts)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from distill.errors import UserError
-from distill.evals import depth
+from distill.evals import depth, dpt_probe
 from distill.evals.cache import interpolate
 from distill.evals.datasets import open_dataset
-from distill.evals.depth import DepthOptions, LinearDepth, draw_cells, expected_depth, log_error
+from distill.evals.depth import DepthOptions, DptDepth, LinearDepth, draw_cells, expected_depth, log_error
+from distill.evals.dpt import DptHead
 from distill.evals.features import Batch
 from distill.evals.run import check_evaluation
 
@@ -53,6 +54,30 @@ def test_the_truth_of_a_cell_is_the_pixel_at_its_centre():
         height, width = label.shape
         for (x, y), value in zip(spots.tolist(), values):
             assert value == label[int((y + 1) / 2 * height + 1e-5), int((x + 1) / 2 * width + 1e-5)]
+
+
+def test_depth_of_a_batch_is_read_a_few_images_at_a_time(stub, monkeypatch):
+    """The same depth as from the volume `[B, bins, 8h, 8w]` of all, which is never there."""
+    model = stub(torch.randn(5, 16, generator=torch.Generator().manual_seed(0)))
+    probe = DptDepth(model, DepthOptions(head="dpt", lr=[0.1], channels=8))
+    torch.manual_seed(0)
+    probe.probe.head = DptHead(16, 256, channels=8, relu=True).eval()
+    images = torch.rand(7, 3, 16, 24, generator=torch.Generator().manual_seed(0)) * 0.2
+    layers = model.image.layers(images, [0, 1, 2, 3])
+    batch = Batch(
+        [None] * 7, images, layers={at: (x.cls, x.patches.unflatten(1, (4, 6))) for at, x in enumerate(layers)}
+    )
+    monkeypatch.setattr(dpt_probe, "IMAGES_AT_A_TIME", 3)
+    seen = []
+    monkeypatch.setattr(
+        depth, "expected_depth", lambda logits, *rest: seen.append(len(logits)) or expected_depth(logits, *rest)
+    )
+    with torch.no_grad():
+        found = probe.predict(batch)
+        assert seen == [3, 3, 1]
+        expected = expected_depth(probe.probe.raw(batch).permute(0, 2, 3, 1), probe.values, 0.001)
+    assert expected.shape == (7, 32, 48)
+    torch.testing.assert_close(torch.stack(found), expected[:, None], rtol=0, atol=1e-5)
 
 
 def test_training_sees_the_depth_that_is_predicted(stub):
