@@ -31,14 +31,14 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.evals.cache import DenseCache, draw_pixels, interpolate
-from distill.evals.datasets.base import MASKS, TRAIN, EvalDataset
+from distill.evals.datasets.base import MASKS, TRAIN, EvalDataset, Example
 from distill.evals.engine import run_task
 from distill.evals.features import Batch, Encoder, Needs, device_of
 from distill.evals.linear_heads import LinearHeads, Standardise, optimise
 from distill.evals.metrics import accuracy, chance_miou, class_iou, confusion, mean_class_accuracy, mean_iou
 from distill.evals.per_image import iou_samples, overlaps
 from distill.evals.results import TaskResult
-from distill.evals.segment import argmax_raised
+from distill.evals.segment import argmax_raised, together
 from distill.evals.task import Context, Outcome, Task, TaskOptions, above_zero, at_least, choice, rates_of
 
 CLASSES_AT_A_TIME = 32  # raised to full size
@@ -138,18 +138,22 @@ class LinearSegmentation(Task):
         self.images += len(batch.examples)
         scores = self.heads(self._inputs(self._features(batch))).permute(3, 0, 4, 1, 2)  # [R, B, K, h, w]
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        truth = [torch.from_numpy(example.mask).long() for example in batch.examples]
-        for at, mask in enumerate(truth):
-            groups[tuple(mask.shape)].append(at)
+        for at, example in enumerate(batch.examples):
+            assert example.mask is not None
+            groups[example.mask.shape].append(at)
         for size, group in groups.items():
-            masks = torch.stack([truth[at] for at in group])
-            indices = [batch.examples[at].index for at in group]
-            for rate, score in enumerate(scores):
-                labels = argmax_raised(score[group], size, CLASSES_AT_A_TIME).cpu()
-                for index, mask, label in zip(indices, masks, labels):
-                    matrix = confusion(mask, label, self.classes, self.dataset.ignore)
-                    self.matrices[rate] += matrix
-                    self.overlaps[rate][index] = overlaps(matrix)
+            for some in together(group, size, CLASSES_AT_A_TIME):
+                examples = [batch.examples[at] for at in some]
+                for rate, score in enumerate(scores):
+                    labels = argmax_raised(score[some], size, CLASSES_AT_A_TIME).cpu()
+                    for example, label in zip(examples, labels):
+                        self._count(rate, example, label)
+
+    def _count(self, rate: int, example: Example, label: Tensor) -> None:
+        truth = torch.from_numpy(example.mask).long()
+        matrix = confusion(truth, label, self.classes, self.dataset.ignore)
+        self.matrices[rate] += matrix
+        self.overlaps[rate][example.index] = overlaps(matrix)
 
     def outcome(self) -> Outcome:
         if self.matrices[0].sum() == 0:

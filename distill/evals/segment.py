@@ -1,7 +1,8 @@
 """From patch features to a label for each pixel, without a full-resolution volume of classes.
 
-Whole images: classes that cannot win anywhere are left out (`contenders`), the others are raised a few at a time with a
-running maximum. Sliding windows: a strip of rows at a time, all classes of it. Both give the labels of the full volume.
+Whole images: a few at a time (`together`); classes that cannot win anywhere are left out (`contenders`), the others are
+raised a few at a time with a running maximum. Sliding windows: a strip of rows at a time, all classes of it. Both give
+the labels of the full volume.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 SLACK = 1e-5  # relative: far above what rounding may add to a bilinear mean
 STRIP = 1 << 22  # values of a strip, 4 bytes each: what a processor's cache holds
+RAISED = 1 << 26  # values raised at a time, 4 bytes each: a quarter of a gigabyte
 Box = tuple[int, int, int, int]  # top, left, bottom, right
 
 
@@ -51,6 +53,7 @@ def best_of(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
         value, at = part.max(1)
         at += offset
         offset += part.shape[1]
+        del part  # before the next one is made
         if best is None:
             best, place = value, at
         else:
@@ -62,7 +65,11 @@ def best_of(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def best_raised(scores: Tensor, size: Sequence[int], chunk: int) -> tuple[Tensor, Tensor]:
-    """Maximum and argmax of `raised(scores, size)` over its classes, each `[B, *size]`, `chunk` classes at a time."""
+    """Maximum and argmax of `raised(scores, size)` over its classes, each `[B, *size]`.
+
+    `chunk` classes are raised at a time, fewer where they would be more than RAISED values (one, at the least).
+    """
+    chunk = max(1, min(chunk, RAISED // (len(scores) * size[0] * size[1])))
     kept = contenders(scores)
     value, at = best_of(raised(part, size) for part in scores[:, kept].split(chunk, dim=1))
     return value, kept[at]
@@ -71,6 +78,12 @@ def best_raised(scores: Tensor, size: Sequence[int], chunk: int) -> tuple[Tensor
 def argmax_raised(scores: Tensor, size: Sequence[int], chunk: int) -> Tensor:
     """Labels `[B, *size]` int64: the argmax of `raised(scores, size)` without its full volume."""
     return best_raised(scores, size, chunk)[1]
+
+
+def together(images: list[int], size: Sequence[int], chunk: int) -> list[list[int]]:
+    """`images`, as many at a time as can be raised to `size`, `chunk` classes of each, within RAISED values."""
+    most = max(1, RAISED // (chunk * size[0] * size[1]))
+    return [images[at : at + most] for at in range(0, len(images), most)]
 
 
 def windows(image: Sequence[int], window: int, stride: int) -> list[Box]:

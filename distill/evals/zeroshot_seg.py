@@ -40,7 +40,7 @@ from distill.evals.metrics import accuracy, chance_miou, class_iou, confusion, m
 from distill.evals.per_image import iou_samples, overlaps
 from distill.evals.prompts import templates
 from distill.evals.results import TaskResult
-from distill.evals.segment import background_of, best_raised, best_slide, cosine, windows
+from distill.evals.segment import background_of, best_raised, best_slide, cosine, together, windows
 from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
 
 MODES = ("whole", "slide", "both")
@@ -122,7 +122,7 @@ class ZeroShotSegmentation(Task):
             self._slide(batch)
 
     def _whole(self, kind: str, patches: Tensor, batch: Batch) -> None:
-        """patches [B, h, w, D]; images whose masks have one size are raised together."""
+        """patches [B, h, w, D]; images whose masks have one size are raised together, a few at a time."""
         scores = cosine(patches, self.texts)  # [B, k, h, w]
         if self.backdrop is not None:
             scores = (scores / self.temperature).softmax(1)
@@ -131,9 +131,10 @@ class ZeroShotSegmentation(Task):
             assert example.mask is not None
             groups[example.mask.shape].append(at)
         for size, group in groups.items():
-            labels = self._labels(*best_raised(scores[group], size, self.options.chunk))
-            for at, label in zip(group, labels):
-                self._count(kind, batch, at, label)
+            for some in together(group, size, self.options.chunk):
+                labels = self._labels(*best_raised(scores[some], size, self.options.chunk))
+                for at, label in zip(some, labels):
+                    self._count(kind, batch, at, label)
 
     def _slide(self, batch: Batch) -> None:
         """All windows of all images go through the model together, in parts of one memory size."""

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from distill.errors import UserError
-from distill.evals import linear_seg
+from distill.evals import linear_seg, segment
 from distill.evals.cache import centres
 from distill.evals.linear_heads import LinearHeads
 from distill.evals.linear_seg import LinearSegmentation
@@ -99,6 +99,15 @@ def test_mixed_sizes_absent_classes_and_files_instead_of_memory(stub, arrays, pa
     assert result.details["iou"]["road"] is None
     again = linear_seg.run(stub(torch.eye(5)), dataset, memory=1e-9, **QUICK)
     assert again.metrics == result.metrics
+
+
+def test_images_raised_apart_score_as_those_raised_together(stub, arrays, paint, monkeypatch):
+    dataset = split(arrays, paint, 1, train=split(arrays, paint, 0))
+    options = {**QUICK, "lr": [0.01, 0.1]}
+    at_once = linear_seg.run(stub(torch.eye(5)), dataset, **options)
+    monkeypatch.setattr(segment, "RAISED", 1)
+    apart = linear_seg.run(stub(torch.eye(5)), dataset, **options)
+    assert apart.metrics == at_once.metrics and apart.per_image == at_once.per_image
 
 
 def test_bad_input(stub, arrays, paint):

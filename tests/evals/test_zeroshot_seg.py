@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from distill.errors import UserError
-from distill.evals import features, zeroshot_seg
+from distill.evals import features, segment, zeroshot_seg
 from distill.evals.per_image import resampled
-from distill.evals.segment import argmax_raised, best_raised, best_slide, contenders, cosine, windows
+from distill.evals.segment import argmax_raised, best_raised, best_slide, contenders, cosine, together, windows
 from distill.evals.zeroshot_seg import ZeroShotSegmentation
 
 
@@ -276,6 +276,31 @@ def test_argmax_in_chunks_equals_the_full_volume(seed, classes, chunk):
     scores = torch.randn(2, classes, 3, 5, generator=generator)
     full = F.interpolate(scores, (17, 11), mode="bilinear", align_corners=False).argmax(1)
     assert torch.equal(argmax_raised(scores, (17, 11), chunk), full)
+
+
+@pytest.mark.parametrize("budget", [1, 17 * 11, 17 * 11 * 9, 10**9])
+def test_what_is_raised_at_a_time_is_bounded_and_changes_no_label(monkeypatch, budget):
+    scores = torch.randn(5, 9, 3, 5, generator=torch.Generator().manual_seed(0))
+    full = F.interpolate(scores, (17, 11), mode="bilinear", align_corners=False).max(1)
+    monkeypatch.setattr(segment, "RAISED", budget)
+    raised, volumes = segment.raised, []
+    monkeypatch.setattr(segment, "raised", lambda part, size: volumes.append(part) or raised(part, size))
+    groups = together(list(range(5)), (17, 11), 4)
+    assert [at for some in groups for at in some] == list(range(5))
+    found = [best_raised(scores[some], (17, 11), 4) for some in groups]
+    torch.testing.assert_close(torch.cat([value for value, _ in found]), full.values, rtol=0, atol=1e-6)
+    assert torch.equal(torch.cat([label for _, label in found]), full.indices)
+    for part in volumes:  # one class of one image is the least there can be
+        assert part.shape[:2].numel() == 1 or part.shape[:2].numel() * 17 * 11 <= budget
+
+
+def test_images_raised_apart_score_as_those_raised_together(monkeypatch, stub, arrays):
+    images, masks = odd_images()
+    model = stub(random_table(), patch=4, mixing=random_table(3, seed=1))
+    at_once = zeroshot_seg.run(model, arrays(images, masks))
+    monkeypatch.setattr(segment, "RAISED", 1)
+    apart = zeroshot_seg.run(model, arrays(images, masks))
+    assert apart.metrics == at_once.metrics and apart.per_image == at_once.per_image
 
 
 @given(st.integers(0, 10_000), st.integers(2, 40))
