@@ -42,6 +42,7 @@ from distill.evals.segment import argmax_raised, together
 from distill.evals.task import Context, Outcome, Task, TaskOptions, above_zero, at_least, choice, rates_of
 
 CLASSES_AT_A_TIME = 32  # raised to full size
+IGNORED = -1  # in the masks kept for training
 
 
 @dataclass
@@ -92,10 +93,15 @@ class LinearSegmentation(Task):
         features = self._features(batch)
         for norm, feature in zip(self.norms, features):
             norm.add(feature)
-        masks = [torch.from_numpy(example.mask).short() for example in batch.examples]
-        self.labelled += sum(int((mask != self.dataset.ignore).sum()) for mask in masks)
+        masks = [self._narrow(example) for example in batch.examples]
+        self.labelled += sum(int((mask != IGNORED).sum()) for mask in masks)
         self.cache.add(features, masks)
         self.train_images += len(masks)
+
+    def _narrow(self, example: Example) -> Tensor:
+        """The mask `[H, W]` as int16, IGNORED where the dataset's own value, which may be larger, says ignore."""
+        mask = torch.from_numpy(example.mask).long()
+        return mask.where(mask != self.dataset.ignore, IGNORED).short()
 
     def _features(self, batch: Batch) -> list[Tensor]:
         """Patches `[B, h, w, D]`, and if asked CLS-1 `[B, D]`."""
@@ -116,11 +122,9 @@ class LinearSegmentation(Task):
             places, labels = draw_pixels(masks, options.pixels, generator)
             logits = heads(self._inputs(features, places)).flatten(0, 1)  # [B * P, R, K]
             target = labels.flatten().long().to(self.device)
-            target = target.where(target != self.dataset.ignore, -100)
-            total = F.cross_entropy(
-                logits.transpose(1, 2), target[:, None].expand(-1, len(heads.rates)), ignore_index=-100, reduction="sum"
-            )
-            return total / (target >= 0).sum().clamp(min=1)  # the sum of the heads' mean losses
+            targets = target[:, None].expand(-1, len(heads.rates))
+            total = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="sum")
+            return total / (target != IGNORED).sum().clamp(min=1)  # the sum of the heads' mean losses
 
         optimise(heads.groups(), options.rates, loss, steps=options.steps)
         return heads

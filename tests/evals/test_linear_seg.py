@@ -17,11 +17,11 @@ from distill.evals.task import Context
 QUICK = {"steps": 40, "lr": 0.1, "images": 4, "pixels": 64}
 
 
-def split(arrays, paint, seed, count=8, train=None, mask=lambda m: m, sides=(6, 6)):
+def split(arrays, paint, seed, count=8, train=None, mask=lambda m: m, sides=(6, 6), **more):
     rng = np.random.default_rng(seed)
     grids = [rng.integers(0, 5, sides) for _ in range(count)]
     masks = [mask(np.kron(g, np.ones((4, 4), int))) for g in grids]
-    return arrays([paint(g, 4) for g in grids], masks, train=train, size=24)
+    return arrays([paint(g, 4) for g in grids], masks, train=train, size=24, **more)
 
 
 @pytest.mark.parametrize("cls", ["with", "without"])
@@ -75,14 +75,22 @@ def test_a_head_at_a_pixel_gives_the_raised_logit_of_that_pixel(stub, arrays, pa
         torch.testing.assert_close(points[:, :, rate], raised.flatten(2).transpose(1, 2), atol=1e-4, rtol=1e-4)
 
 
-def test_ignored_pixels_are_neither_fitted_nor_scored(stub, arrays, paint):
-    def hidden(mask):
-        return np.where(np.arange(24) < 12, 255, mask)
+@pytest.mark.parametrize(("ignore", "kind"), [(255, "uint8"), (-1, "int16"), (65535, "uint16"), (70000, "int32")])
+def test_ignored_pixels_are_neither_fitted_nor_scored(stub, arrays, paint, ignore, kind):
+    """Whatever value says ignore: those that the kept masks' int16 does not hold as well."""
 
-    dataset = split(arrays, paint, 1, train=split(arrays, paint, 0, mask=hidden), mask=hidden)
-    result = linear_seg.run(stub(torch.eye(5)), dataset, **QUICK)
+    def scores(ignore, kind):
+        def hidden(mask):
+            return np.where(np.arange(24) < 12, ignore, mask).astype(kind)
+
+        train = split(arrays, paint, 0, mask=hidden, ignore=ignore)
+        dataset = split(arrays, paint, 1, train=train, mask=hidden, ignore=ignore)
+        return linear_seg.run(stub(torch.eye(5)), dataset, **QUICK)
+
+    result = scores(ignore, kind)
     assert result.counts["pixels"] == 8 * 24 * 12
     assert result.metrics["miou"] > 0.7
+    assert result.metrics == scores(255, "int64").metrics
 
 
 def test_mixed_sizes_absent_classes_and_files_instead_of_memory(stub, arrays, paint):
