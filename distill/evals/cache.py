@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -9,49 +11,91 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
 from distill.errors import UserError
 
 GB = 10**9
+FIRST, LARGEST = 1 << 20, 1 << 30  # bytes of the first temporary file, and of those that many tensors share
+ALIGNED = 64  # bytes: where tensors begin in a file
 
 
 class Store:
     """Keeps copies of tensors on the CPU: `memory` gigabytes of them in memory, the rest in mapped temporary files.
 
     The files go with the store. What is kept reads the same either way; the files' pages can leave memory when it is
-    short. Raises UserError, which names `option`, when the folder for temporary files has no room.
+    short. Many tensors share a file, each file being twice as large as the one before: a process can map only so many.
+    Raises UserError, which names `option`, when the folder for temporary files has no room.
     """
 
     def __init__(self, memory: float, option: str):
         self.left, self.option = int(memory * GB), option
         self.folder: tempfile.TemporaryDirectory[str] | None = None
         self.files = 0
+        self.rest = torch.empty(0, dtype=torch.uint8)  # of a file, not yet used
+
+    def expect(self, size: int) -> None:
+        """UserError if there is no room for `size` bytes more: to be said before the hours that filling it takes."""
+        inside = min(size, self.left)
+        there = psutil.virtual_memory().available
+        if inside > there:
+            raise UserError(
+                f"{self.option}: {inside / GB:.2f} GB of features are to be kept in memory, of which {there / GB:.2f} "
+                f"GB are free. Lower {self.option} (gigabytes): the rest goes to temporary files."
+            )
+        if size > inside:
+            self._free(size - inside)
 
     def keep(self, tensor: Tensor) -> Tensor:
         """A copy of `tensor`, same type and shape."""
-        kept = tensor.detach().cpu()
-        size = kept.numel() * kept.element_size()
+        return self.empty(tensor.shape, tensor.dtype).copy_(tensor.detach())
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Room for a tensor, which is to be filled."""
+        size = math.prod(shape) * dtype.itemsize
         if size <= self.left:
             self.left -= size
-            return kept.clone()
-        return self._map(kept, size)
+            return torch.empty(tuple(shape), dtype=dtype)
+        shared = size <= len(self.rest)
+        file = self.rest if shared else self._map(size)
+        rest = file[-(-size // ALIGNED) * ALIGNED :]
+        self.rest = rest if shared else max(rest, self.rest, key=len)
+        return file[:size].view(dtype).reshape(tuple(shape))
 
-    def _map(self, tensor: Tensor, size: int) -> Tensor:
+    def _map(self, size: int) -> Tensor:
+        """A new file of at least `size` bytes, uint8, which the disk has set aside: writing to it cannot fail later."""
+        free = self._free(size)
+        size = max(size, min(FIRST << self.files, LARGEST, free // 2))
+        path = self._folder() / str(self.files)
+        self.files += 1
+        with open(path, "wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                try:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                except OSError as error:
+                    raise self._full(size, free) from error
+        return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+
+    def _free(self, size: int) -> int:
+        """Free bytes of the disk; UserError if they are less than `size`."""
+        free = shutil.disk_usage(self._folder()).free
+        if size > free:
+            raise self._full(size, free)
+        return free
+
+    def _full(self, size: int, free: int) -> UserError:
+        return UserError(
+            f"{self.option}: the features need {size / GB:.2f} GB more in {self._folder().parent}, which has "
+            f"{free / GB:.2f} GB free. Raise {self.option} (gigabytes of memory), evaluate fewer images with "
+            f"--samples, or set TMPDIR to a larger disk."
+        )
+
+    def _folder(self) -> Path:
         if self.folder is None:
             self.folder = tempfile.TemporaryDirectory(prefix="everypatch-", ignore_cleanup_errors=True)
-        free = shutil.disk_usage(self.folder.name).free
-        if size > free:
-            raise UserError(
-                f"{self.option}: the features need {size / GB:.2f} GB more in {Path(self.folder.name).parent}, which "
-                f"has {free / GB:.2f} GB free. Raise {self.option} (gigabytes of memory), evaluate fewer images with "
-                f"--samples, or set TMPDIR to a larger disk."
-            )
-        file = Path(self.folder.name) / str(self.files)
-        self.files += 1
-        mapped = torch.from_file(str(file), shared=True, size=tensor.numel(), dtype=tensor.dtype)
-        return mapped.copy_(tensor.flatten()).reshape(tensor.shape)
+        return Path(self.folder.name)
 
 
 @dataclass
