@@ -4,12 +4,13 @@ Protocol (DINOv2's, which the paper follows): the train split's images are the m
 by cosine vote for their class with weight exp(cosine / T), T = 0.07; top-1 is the share of test images whose class gets
 most. Features, unit length each: CLS-1, CLS-2, and `patches`, the mean of the final patch tokens. All k of the sweep
 are reported (`top1_cls1_k10`); `top1_cls1` is the best of them, as is usual. k larger than the memory means all of it.
-`top1_constant` always answers the commonest training class. Images are resized to a square (`fit`).
+`top1_constant` always answers the commonest training class. Images are resized to a square (`fit`). Features are kept
+in float32, `memory` GB of them in memory, the rest in temporary files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +18,16 @@ import torch
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.evals.cache import Store
 from distill.evals.datasets.base import LABELS, TRAIN, EvalDataset
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs
-from distill.evals.labelled import Labelled
+from distill.evals.labelled import Labelled, feature_bytes
 from distill.evals.per_image import mean_samples
 from distill.evals.results import TaskResult
-from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
+from distill.evals.task import Context, Outcome, Task, TaskOptions, above_zero, choice
 
-ROWS = 1024  # test images compared at a time
+ROWS, BLOCK = 1024, 1 << 16  # test images and training images compared at a time
 
 
 @dataclass
@@ -33,6 +35,7 @@ class NeighbourOptions(TaskOptions):
     k: int | list = field(default_factory=lambda: [10, 20, 100, 200])  # neighbours: one number or several
     temperature: float = 0.07
     fit: str = "square"  # how images are resized: square or keep
+    memory: float = 4.0  # gigabytes of features kept in memory
 
     def resolve(self, dataset: EvalDataset) -> None:
         self.k = [self.k] if isinstance(self.k, int) else list(self.k)
@@ -41,6 +44,7 @@ class NeighbourOptions(TaskOptions):
         if self.temperature <= 0:
             raise UserError(f"knn.temperature = {self.temperature}: it must be above 0 (usual: 0.07).")
         choice("knn", "fit", self.fit, FITS)
+        above_zero("knn", "memory", self.memory)
 
 
 class NearestNeighbours(Task):
@@ -48,16 +52,21 @@ class NearestNeighbours(Task):
     requires = (LABELS, TRAIN)
     headline = ("top1_cls1", "top1_cls2", "top1_patches", "top1_constant")
     Options = NeighbourOptions
+    resources = ("memory",)
 
     def __init__(self, context: Context, options: NeighbourOptions):
         super().__init__(context, options)
-        self.train, self.test = Labelled(), Labelled()
+        self.store = Store(options.memory, "knn.memory")
+        self.train, self.test = Labelled(self.store), Labelled(self.store)
 
     @property
     def needs(self) -> Needs:
         return Needs(fit=self.options.fit)
 
     def fit(self, batch: Batch) -> None:
+        if not self.train.parts:
+            dataset = self.context.dataset
+            self.store.expect(feature_bytes(batch) * (len(dataset.train()) + len(dataset)))
         self.train.add(batch)
 
     def read(self, batch: Batch) -> None:
@@ -73,10 +82,10 @@ class NearestNeighbours(Task):
         metrics: dict[str, float] = {}
         per_image: dict[str, Any] = {}
         for name in self.test.parts:
-            truth = self.test.targets(name)
+            truth = self.test.targets()
             votes = vote(
-                self.train.features(name),
-                self.train.targets(name),
+                self.train.blocks(name, BLOCK),
+                self.train.targets(),
                 self.test.features(name),
                 self.options.k,
                 self.options.temperature,
@@ -106,16 +115,34 @@ def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
 
 
 def vote(
-    memory: Tensor, labels: Tensor, queries: Tensor, sweep: Sequence[int], temperature: float, classes: int
+    memory: Iterable[Tensor], labels: Tensor, queries: Tensor, sweep: Sequence[int], temperature: float, classes: int
 ) -> dict[int, Tensor]:
-    """Predicted classes `[Q]` by k. memory `[N, D]` and queries `[Q, D]` have unit length, labels `[N]`."""
+    """Predicted classes `[Q]` by k. memory `[N, D]`, in parts, and queries `[Q, D]` have unit length, labels `[N]`."""
     predicted: dict[int, list[Tensor]] = {k: [] for k in sweep}
-    most = min(max(sweep), len(memory))
-    for part in queries.split(ROWS):
-        near, at = (part @ memory.T).topk(most, dim=1)  # [q, most], nearest first
+    for near, at in zip(*(found.split(ROWS) for found in nearest(memory, queries, max(sweep)))):
         weights = ((near - 1) / temperature).exp()  # the common factor exp(-1/T) keeps them at most 1
         for k in sweep:
-            votes = weights.new_zeros(len(part), classes)
+            votes = weights.new_zeros(len(near), classes)
             votes.scatter_add_(1, labels[at[:, :k]], weights[:, :k])
             predicted[k].append(votes.argmax(1))
     return {k: torch.cat(parts) for k, parts in predicted.items()}
+
+
+def nearest(memory: Iterable[Tensor], queries: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """The `most` highest cosines of each query (all, if memory has fewer) and their places in memory, `[Q, k]` each.
+
+    Nearest first. One part of memory is compared at a time.
+    """
+    near = queries.new_empty(len(queries), 0)
+    at = torch.empty_like(near, dtype=torch.int64)
+    start = 0
+    for block in memory:
+        parts = [(part @ block.T).topk(min(most, len(block)), dim=1) for part in queries.split(ROWS)]
+        cosines, places = (torch.cat(found) for found in zip(*parts))  # [Q, k], nearest first
+        if start:
+            both = torch.cat([near, cosines], 1)
+            cosines, order = both.topk(min(most, both.shape[1]), dim=1)
+            places = torch.cat([at, places + start], 1).gather(1, order)
+        near, at = cosines, places
+        start += len(block)
+    return near, at

@@ -9,7 +9,8 @@ Protocol (DINOv2's, Oquab et al. 2023, which TIPS v1 and TIPSv2 follow):
   normally with std 0.01, no weight decay: SGD with momentum 0.9, cosine decay to 0, `batch` images a step, for ten
   passes over the train split and at least 500 steps (`steps` overrides). All are trained together, on the same batches.
   Seeded.
-- Images are resized to a square (`fit`), without random crops and flips: the features are computed once.
+- Images are resized to a square (`fit`), without random crops and flips: the features are computed once and kept in
+  float32 on the CPU, a split in memory if all of it fits into `memory` GB, else in a temporary file.
 - `top1` is the best head on the evaluated split, as DINOv2 reports it; `top1_last4` ... the best of each feature;
   details hold all. With one rate and one number of blocks there is little left to choose. `top1_constant` always
   answers the commonest training class.
@@ -27,12 +28,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.errors import UserError
+from distill.evals.cache import Store
 from distill.evals.datasets.base import LABELS, TRAIN, EvalDataset
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs, device_of
 from distill.evals.per_image import mean_samples
 from distill.evals.results import TaskResult
-from distill.evals.task import Context, Outcome, Task, TaskOptions, at_least, choice, rates_of, require_layers
+from distill.evals.task import (
+    Context,
+    Outcome,
+    Task,
+    TaskOptions,
+    above_zero,
+    at_least,
+    choice,
+    rates_of,
+    require_layers,
+)
 
 RATES = [1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1]  # for a batch of RATE_BATCH
 RATE_BATCH = 256
@@ -50,6 +62,7 @@ class LinearClassificationOptions(TaskOptions):
     batch: int = 1024  # images a step
     steps: int | None = None  # None: ten passes over the train split, at least 500
     fit: str = "square"  # how images are resized: square or keep
+    memory: float = 4.0  # gigabytes of features kept in memory
 
     def resolve(self, dataset: EvalDataset) -> None:
         self.lr = self.rates
@@ -61,6 +74,7 @@ class LinearClassificationOptions(TaskOptions):
         if self.steps is not None:
             at_least("linear_cls", "steps", self.steps, 1)
         choice("linear_cls", "fit", self.fit, FITS)
+        above_zero("linear_cls", "memory", self.memory)
 
     @property
     def rates(self) -> list[float]:
@@ -72,6 +86,7 @@ class LinearClassification(Task):
     requires = (LABELS, TRAIN)
     headline = ("top1", "top1_last1", "top1_last1_patches", "top1_last4", "top1_last4_patches", "top1_constant")
     Options = LinearClassificationOptions
+    resources = ("memory",)
 
     def __init__(self, context: Context, options: LinearClassificationOptions):
         super().__init__(context, options)
@@ -79,6 +94,7 @@ class LinearClassification(Task):
         assert isinstance(options.blocks, list)
         self.counts_of_blocks = sorted({min(count, depth) for count in options.blocks})
         self.blocks = tuple(range(depth - self.counts_of_blocks[-1], depth))
+        self.store = Store(options.memory, "linear_cls.memory")
         self.features: dict[str, Rows] = {}  # by split [N, (1 + blocks) * D]
         self.labels: dict[str, list[int]] = {"train": [], "test": []}
         self.indices: list[int] = []  # of the evaluated images with a label
@@ -108,10 +124,13 @@ class LinearClassification(Task):
         tokens = [self._token(batch.layers[at][0]) for at in reversed(self.blocks)]
         mean = batch.layers[self.blocks[-1]][1].mean((1, 2))  # [B, D]
         self.width = mean.shape[1]
-        if split not in self.features:
+        rows = torch.cat([mean, *tokens], 1)  # [B, (1 + blocks) * D]
+        if not self.features:
             dataset = self.context.dataset
-            self.features[split] = Rows(len(dataset.train() if split == "train" else dataset))
-        self.features[split].add(torch.cat([mean, *tokens], 1)[kept].cpu())
+            most = {"train": len(dataset.train()), "test": len(dataset)}
+            self.store.expect(sum(most.values()) * rows.shape[1] * rows.element_size())
+            self.features = {name: Rows(count, self.store) for name, count in most.items()}
+        self.features[split].add(rows[kept])
 
     def _token(self, cls: Tensor) -> Tensor:  # [B, C, D] -> [B, D]
         if self.options.cls > cls.shape[1]:
@@ -166,16 +185,16 @@ def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
 
 
 class Rows:
-    """Vectors in one block of memory, taken once for the `most` that may come: a large train split fits only once."""
+    """Vectors in one block of `store`, taken once for the `most` that may come: a large train split fits only once."""
 
-    def __init__(self, most: int):
-        self.most, self.count = most, 0
+    def __init__(self, most: int, store: Store):
+        self.most, self.store, self.count = most, store, 0
         self.block = torch.zeros(0, 0)
 
     def add(self, rows: Tensor) -> None:
-        """rows `[n, D]`, on the CPU."""
-        if not self.count:
-            self.block = rows.new_empty(self.most, rows.shape[1])
+        """rows `[n, D]`."""
+        if not len(self.block):
+            self.block = self.store.empty((self.most, rows.shape[1]), rows.dtype)
         self.block[self.count : self.count + len(rows)] = rows
         self.count += len(rows)
 

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
+from collections import namedtuple
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
 
 from distill.errors import UserError
 from distill.evals import linear_cls
+from distill.evals.cache import Store
 from distill.evals.linear_cls import RATES, Rows, SgdHeads
 from distill.evals.run import check_evaluation
 
@@ -39,10 +42,13 @@ def test_heads_equal_torch_sgd_one_by_one():
         assert torch.equal(heads.predict(x)[at], expected)
 
 
-def test_features_are_kept_once():
-    rows, parts = Rows(9), [torch.randn(n, 3) for n in (0, 4, 2)]
+@pytest.mark.parametrize("memory", [1.0, 1e-9])
+def test_features_are_kept_once(memory):
+    store = Store(memory, "task.memory")
+    rows, parts = Rows(9, store), [torch.randn(n, 3) for n in (0, 4, 2)]
     for part in parts:
         rows.add(part)
+    assert store.files == (memory < 1)
     assert torch.equal(rows.filled, torch.cat(parts))
     assert rows.filled.data_ptr() == rows.block.data_ptr() and rows.block.shape == (9, 3)
     with pytest.raises(RuntimeError, match="size"):
@@ -72,6 +78,28 @@ def test_separable_classes_score_one_and_counts_are_told(stub, arrays, paint):
     }
     assert model.seen == [] and model.deep == [(20, 0, 1, 2, 3), (11, 0, 1, 2, 3)]
     assert set(result.details["top1"]) == set(names) and len(result.details["top1"]["last4"]) == len(RATES)
+
+
+def test_files_instead_of_memory_change_nothing(stub, arrays, paint):
+    rng = np.random.default_rng(0)
+
+    def noisy(count, train=None):
+        images = [rng.integers(0, 60, (16, 16, 3), dtype=np.uint8) for _ in range(count)]
+        return arrays(images, labels=[at % 5 for at in range(count)], train=train)
+
+    dataset = noisy(20, noisy(40))
+    model = stub(torch.eye(5), mixing=torch.randn(3, 8, generator=torch.Generator().manual_seed(0)))
+    one, two = (linear_cls.run(model, dataset, memory=memory, steps=20) for memory in (1.0, 1e-9))
+    assert one.metrics == two.metrics and one.per_image == two.per_image
+
+
+def test_features_without_room_are_told_with_the_first_batch(stub, arrays, paint, monkeypatch):
+    memory = namedtuple("memory", "available")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(5000))
+    model = stub(torch.eye(5))
+    with pytest.raises(UserError, match=r"linear_cls\.memory: 0\.00 GB of features are to be kept in memory"):
+        linear_cls.run(model, classified(arrays, paint, 5, train=classified(arrays, paint, 200)))
+    assert len(model.deep) == 1
 
 
 def test_the_best_of_the_sweep_is_reported(stub, arrays, paint):
@@ -138,6 +166,7 @@ def test_ten_passes_at_least(stub, arrays, paint, monkeypatch):
         ({"blocks": 0}, r"linear_cls\.blocks"),
         ({"batch": 0}, r"linear_cls\.batch = 0: it must be at least 1"),
         ({"steps": 0}, r"linear_cls\.steps = 0"),
+        ({"memory": 0}, r"linear_cls\.memory = 0: it must be above 0"),
         ({"cls": 0}, r"linear_cls\.cls = 0"),
         ({"fit": "squre"}, "Did you mean 'square'"),
     ],
