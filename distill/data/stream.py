@@ -8,21 +8,20 @@ and commands that repeat their output; it does so by reading again, and skipping
 from __future__ import annotations
 
 import contextlib
+import tarfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import IO
+from typing import IO, Any
 
 from distill.data.captions import parse_captions
 from distill.data.members import Parts, samples
 from distill.data.order import BUFFER, SHARDS, keyed_rng
 from distill.data.sample import Sample, SampleError
-from distill.data.shards import shards_digest
+from distill.data.shards import is_remote, shards_digest
 from distill.errors import UserError
 
-# the package gives functions the names of these two modules
-_gopen = import_module("webdataset.gopen")
-_tar = import_module("webdataset.tariterators")
+_gopen = import_module("webdataset.gopen")  # the package gives a function the name of this module
 
 Record = Sample | SampleError  # a sample, or why there is none
 
@@ -43,7 +42,7 @@ class StreamSource:
         """The records of one shard. Damage, or a command that fails, ends the shard with a SampleError."""
         seen = 0
         try:
-            stream = _gopen.gopen(shard)
+            stream = _open(shard)
             problems: list[Exception] = []
             try:
                 # a command's output is read to its end even when the command failed; its status is checked on closing
@@ -144,15 +143,48 @@ def check_shards_vs_workers(shards: int, workers: int, world: int, indexed: bool
     )
 
 
+def _open(shard: str) -> Any:
+    """A local tar as the indexed loader opens it, whatever its name; else what the command or url gives."""
+    if not is_remote(shard):
+        return open(shard, "rb")
+    return _gopen.gopen(shard)
+
+
 def _files(stream: IO[bytes], problems: list[Exception]) -> Iterator[tuple[str, bytes]]:
     """`(name, content)` of the files of a tar stream, read to its very end. Damage ends it and goes into `problems`."""
+    ends: list[tarfile.HeaderError] = []
+
+    class Header(tarfile.TarInfo):
+        """Notes why there is no further header, which tarfile keeps to itself."""
+
+        @classmethod
+        def fromtarfile(cls, archive: tarfile.TarFile) -> Any:
+            try:
+                return super().fromtarfile(archive)
+            except tarfile.HeaderError as error:
+                ends.append(error)
+                raise
+
     try:
-        for file in _tar.tar_file_iterator(stream):
-            yield file["fname"], file["data"]
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=Header) as archive:
+            for member in archive:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would keep every header
+                content = archive.extractfile(member) if member.isreg() and not _is_meta(member.name) else None
+                if content is not None:
+                    yield member.name, content.read()
+            end = archive.offset
         while stream.read(1 << 16):  # padding: unread, the command would die of a closed pipe
             pass
+        if not ends or not isinstance(ends[-1], tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"damaged tar, what follows byte {end} is lost")
     except Exception as error:
         problems.append(error)
+
+
+def _is_meta(name: str) -> bool:
+    """Whether webdataset passes over the file: its first folder has a name in double underscores."""
+    folder = name.partition("/")[0]
+    return len(folder) >= 4 and folder.startswith("__") and folder.endswith("__")
 
 
 def _record(shard: str, part: Parts[bytes]) -> Record:

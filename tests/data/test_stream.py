@@ -1,4 +1,5 @@
 import http.server
+import tarfile
 import threading
 from functools import partial
 from itertools import islice
@@ -54,6 +55,44 @@ def test_truncated_shard_keeps_what_precedes(make, tmp_path):
     found = list(pipes(tmp_path, 1).records(f"pipe:cat {path}"))
     assert keys(found) == ["00000", "00001", "-"]
     assert "shard ended early (after 2 samples" in found[2].reason
+
+
+def headers(path):
+    """Where the headers of a tar's files begin."""
+    with tarfile.open(path) as tar:
+        return {member.name: member.offset for member in tar}
+
+
+@pytest.mark.parametrize("through", ["cat", "gzip -c"])
+def test_a_damaged_header_is_not_taken_for_the_end(make, tmp_path, through):
+    path = make.shards(tmp_path, 1, 5) / "s-000.tar"
+    data = bytearray(path.read_bytes())
+    place = headers(path)["00002.jpg"]
+    data[place + 148] ^= 7  # its checksum
+    path.write_bytes(data)
+    found = list(pipes(tmp_path, 1).records(f"pipe:{through} {path}"))
+    assert keys(found) == ["00000", "00001", "-"]
+    wanted = f"shard ended early (after 2 samples: damaged tar, what follows byte {place} is lost)"
+    assert found[2].reason == wanted
+
+
+def test_a_tar_without_its_end_is_said_to_be_cut(make, tmp_path):
+    path = make.shards(tmp_path, 1, 3) / "s-000.tar"
+    path.write_bytes(path.read_bytes()[: headers(path)["00002.jpg"]])
+    found = list(pipes(tmp_path, 1).records(f"pipe:cat {path}"))
+    assert keys(found) == ["00000", "00001", "-"]
+    assert "damaged tar" in found[2].reason
+
+
+def test_folders_of_metadata_are_passed_over(make, tmp_path):
+    make.tar(tmp_path / "s-000.tar", [*make.files("__meta__/x"), *make.files("__a")])
+    assert keys(pipes(tmp_path, 1).records(f"pipe:cat {tmp_path}/s-000.tar")) == ["__a"]
+
+
+def test_a_local_shard_among_streams_may_have_a_colon(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make.tar(tmp_path / "a:b.tar", make.files("a"))
+    assert keys(StreamSource(["a:b.tar"], 1).records("a:b.tar")) == ["a"]
 
 
 def test_a_command_that_fails_is_reported(make, tmp_path):
