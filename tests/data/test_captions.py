@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from distill.config.schema import CaptionsConfig
-from distill.data.captions import CaptionPicker, parse_captions
+from distill.data.captions import MISSES, CaptionPicker, parse_captions
 from distill.data.order import CAPTION, keyed_rng
 from distill.data.sample import Sample, SampleError
 from distill.errors import UserError
@@ -55,14 +55,51 @@ def test_one_cls_token():
 def test_fallback_for_a_missing_field():
     cfg = CaptionsConfig(fallback="web")
     assert pick(cfg, sample(web=["w"]), 3) == [["w", "w"]] * 3
-    cfg = CaptionsConfig(cls1=["alt"], fallback="title")
-    with pytest.raises(UserError, match=r"x.tar: a/b: no caption field 'alt' nor fallback 'title'. Fields found: web."):
-        pick(cfg, sample(web=["w"]))
+    picker = CaptionPicker(CaptionsConfig(cls1=["alt"], fallback="title"))
+    reason = r"x.tar: a/b: no caption field 'alt' nor fallback 'title' \(fields found: web\)"
+    with pytest.raises(SampleError, match=reason):
+        picker.pick(sample(web=["w"]), np.random.default_rng(0))
 
 
-def test_missing_field_names_shard_key_and_what_there_is():
+def misses(picker, record, rng, count):
+    for _ in range(count):
+        with pytest.raises(SampleError, match="no caption field 'synthetic'"):
+            picker.pick(record, rng)
+
+
+def test_a_field_that_some_samples_lack_only_costs_those():
+    picker, rng = CaptionPicker(CaptionsConfig(cls2=["synthetic"])), np.random.default_rng(0)
+    lacking = sample(web=["w"])
+    misses(picker, lacking, rng, MISSES - 1)  # the first samples drawn may be the ones that lack it
+    assert picker.pick(sample(web=["w"], synthetic=["s"]), rng) == ["w", "s"]
+    misses(picker, lacking, rng, 3 * MISSES)
+
+
+def test_a_field_that_no_sample_has_is_fatal_and_named_with_what_there_is():
+    picker, rng = CaptionPicker(CaptionsConfig(cls2=["synthetic"])), np.random.default_rng(0)
+    lacking = sample(web=["w"], detailed=["d"])
+    misses(picker, lacking, rng, MISSES - 1)
     with pytest.raises(UserError, match=r"x.tar: a/b: no caption field 'synthetic'. Fields found: detailed, web. Set"):
-        pick(CaptionsConfig(cls2=["synthetic"]), sample(web=["w"], detailed=["d"]))
+        picker.pick(lacking, rng)
+
+
+def test_the_chance_of_a_text_is_that_of_the_draws():
+    picker = CaptionPicker(CaptionsConfig())
+    for record, chance in (
+        (sample(), 0),
+        (sample(web=["w"], synthetic=["s"], detailed=["d"]), 1),
+        (sample(web=["w"], synthetic=["s"]), 1 / 2),
+        (sample(web=["w", " "], synthetic=["", "s", "s", "s"], detailed=["d"]), 7 / 16),
+    ):
+        assert picker.chance(record.captions) == chance
+        drawn = 0
+        for position in range(2000 if 0 < chance < 1 else 10):
+            try:
+                drawn += len(picker.pick(record, keyed_rng(CAPTION, 0, 0, position))) == 2
+            except SampleError:
+                continue
+        assert drawn / (position + 1) == pytest.approx(chance, abs=0.04)
+    assert CaptionPicker(CaptionsConfig(fallback="web")).chance({"web": ["w"]}) == 1
 
 
 def test_a_record_without_captions_is_skipped_not_fatal():
