@@ -32,6 +32,7 @@ class SlotFiller:
         self.seed, self.grid, self.repeat = cfg.seed, grid, cfg.teacher.cache.repeat
         self.views, self.mask, self.context = cfg.views, cfg.mask, cfg.text.context
         self.picker = CaptionPicker(cfg.captions)
+        self.contrast = cfg.objective.contrastive.weight != 0  # nothing else reads a caption
         self.tokenizer = tokenizer
         self.decoder = choose_decoder(cfg.data.decoder)
 
@@ -57,16 +58,23 @@ class SlotFiller:
     def make(self, index: int, sample: Sample, epoch: int, position: int) -> Views:
         """The views of `sample`. Raises SampleError when its image is corrupt or the caption drawn has no words."""
         key = (self.seed, epoch, position)
-        texts = self.picker.pick(sample, keyed_rng(CAPTION, *key))
+        texts = self.picker.pick(sample, keyed_rng(CAPTION, *key)) if self.contrast else None
         picture = Picture(sample, self.decoder)
         crops = draw_crops(picture.size, self.views, keyed_rng(CROPS, *self._crops_of(epoch, position)))
         global_, local = apply_crops(picture.decode(crops.least_scale()), crops)
         mask = draw_mask(self.grid, self.mask.ratio, self.mask.kind, keyed_rng(MASK, *key))
+        tokens, valid, cut = self._tokens(sample, texts)
+        return Views(global_, local, mask, tokens, valid, index, cut, self._view(index, sample, crops))
+
+    def _tokens(self, sample: Sample, texts: list[str] | None) -> tuple[np.ndarray, np.ndarray, int]:
+        """`(tokens, valid)`, `[C, L]` each, and how many texts were cut; all padding where there is no contrast."""
+        if texts is None:
+            shape = len(self.picker.fields), self.context
+            return np.zeros(shape, np.int64), np.zeros(shape, bool), 0
         try:
-            tokens, valid, cut = self.tokenizer.encode(texts, self.context)  # [C, L]
+            return self.tokenizer.encode(texts, self.context)
         except UserError as error:  # nothing in the caption is a word
             raise SampleError(sample.shard, sample.key, f"caption without words ({error})") from error
-        return Views(global_, local, mask, tokens, valid, index, cut, self._view(index, sample, crops))
 
     def _crops_of(self, epoch: int, position: int) -> tuple[int, int, int]:
         """What crops and flips depend on: where views repeat, those of epoch e are those of e mod `repeat`."""

@@ -15,6 +15,7 @@ from distill.errors import UserError
 from distill.models.joint_heads import Heads
 from distill.models.pair import ImageTextModel
 from distill.models.tokenizers import Tokenizer, build_tokenizer
+from distill.models.tokenizers.words import WordsTokenizer
 from distill.training.distiller import Distiller
 from distill.training.learner import Learner, freeze_unused
 from distill.training.optim import build_optimizer
@@ -94,14 +95,23 @@ def choose_tokenizer(
 ) -> Tokenizer:
     """What the recipe names; but a text tower brings its own: a frozen teacher's, or the words of an earlier run.
 
-    That is the run that is `resumed`, or else its first stage.
+    That is the run that is `resumed`, or else its first stage. Raises UserError where captions are contrasted and the
+    earlier run had none, so that it knows no word.
     """
-    if opened is not None and cfg.text.init in ("teacher", "selection"):
-        return opened.model.tokenizer
+    contrast = cfg.objective.contrastive.weight != 0
     earlier = resumed or cfg.train.stage_from
-    if earlier is not None and cfg.text.tokenizer == "words":
-        return tokenizer_of(earlier)
-    return build_tokenizer(cfg.text, captions)
+    if opened is not None and cfg.text.init in ("teacher", "selection"):
+        found, where = opened.model.tokenizer, opened.source
+    elif earlier is not None and cfg.text.tokenizer == "words":
+        found, where = tokenizer_of(earlier), str(earlier)
+    else:
+        return build_tokenizer(cfg.text, captions, needed=contrast)
+    if contrast and isinstance(found, WordsTokenizer) and not found.words:
+        raise UserError(
+            f"{where} was trained without captions: its word tokenizer knows no word, so no caption can be told from "
+            "another. Set objective.contrastive.weight=0, or train it again with text.tokenizer=clip."
+        )
+    return found
 
 
 def _student(cfg: Config, student: StudentConfig, tokenizer: Tokenizer, seed: int) -> ImageTextModel:

@@ -158,6 +158,46 @@ def test_a_failure_changes_nobody_else(make, tmp_path):
     assert changed == [number for number in range(32) if order.index(*order.split(number)) == 4]
 
 
+def without(source, field, lacking):
+    """`source`, whose samples numbered in `lacking` have no such caption field."""
+
+    class Partly:
+        def __len__(self):
+            return len(source)
+
+        def __getitem__(self, index):
+            sample = source[index]
+            there = {k: texts for k, texts in sample.captions.items() if k != field or index not in lacking}
+            return replace(sample, captions=there)
+
+    return Partly()
+
+
+def test_one_sample_without_a_caption_field_is_skipped_and_named(make, source):
+    first = Order(30, 0, 16).index(0, 0)  # even the very first
+    batches = list(load(make, without(source, "web", {first})))
+    found = {(f.key, f.reason) for batch in batches for f in batch.failures if "corrupt" not in f.reason}
+    assert found == {(f"{first:05d}", "no caption field 'web' (fields found: detailed, synthetic)")}
+    assert first not in torch.cat([batch.index for batch in batches]).tolist()
+
+
+@pytest.mark.parametrize("captions", ["none", "some"])
+def test_without_contrast_no_caption_is_drawn(make, source, captions):
+    """Images, crops, masks and order are those of the same run with captions; tokens are all padding."""
+    cfg = make.config()
+    expected = list(load(make, source, cfg=cfg))
+    cfg.objective.contrastive.weight = 0
+    lacking = without(source, "web", range(30))
+    if captions == "none":
+        lacking = without(without(lacking, "synthetic", range(30)), "detailed", range(30))
+    for batch, other in zip(load(make, lacking, cfg=cfg), expected):
+        for name in ("global_", "local", "mask", "index"):
+            assert torch.equal(getattr(batch, name), getattr(other, name))
+        assert [f.args for f in batch.failures] == [f.args for f in other.failures]
+        assert batch.tokens.shape == other.tokens.shape
+        assert not batch.valid.any() and not batch.tokens.any() and batch.cut == 0
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_missing_caption_field_is_one_clean_line(make, source, workers):
     cfg = make.config()

@@ -26,14 +26,14 @@ _LOADERS: dict[str, Callable[[dict[str, Any]], Tokenizer]] = {
 }
 
 
-def build_tokenizer(cfg: TextConfig, captions: Iterable[str]) -> Tokenizer:
-    """The tokenizer that `text.tokenizer` names. Only `words` reads `captions`, once.
+def build_tokenizer(cfg: TextConfig, captions: Iterable[str], needed: bool = True) -> Tokenizer:
+    """The tokenizer that `text.tokenizer` names. Only `words` reads `captions`, once; `needed`: there must be some.
 
     Raises `UserError` for an unknown name, a missing file, a file that is not a SentencePiece model, or no captions.
     """
     name = cfg.tokenizer
     if name == "words":
-        return WordsTokenizer.train(captions, cfg.vocabulary)
+        return WordsTokenizer.train(captions, cfg.vocabulary, needed)
     if name == "clip":
         return ClipTokenizer()
     if "/" in name or "." in name:

@@ -31,13 +31,19 @@ class WordsTokenizer:
             raise UserError("The tokenizer's word list has repeated words: every word needs its own id.")
 
     @classmethod
-    def train(cls, captions: Iterable[str], vocabulary: int) -> WordsTokenizer:
-        """The `vocabulary` - 2 most frequent words, the most frequent first, ties in alphabetical order."""
+    def train(cls, captions: Iterable[str], vocabulary: int, needed: bool = True) -> WordsTokenizer:
+        """The `vocabulary` - 2 most frequent words, the most frequent first, ties in alphabetical order.
+
+        Raises `UserError` when there is no word, unless none is `needed`: every word is unknown then.
+        """
         counts: Counter[str] = Counter()
         for caption in captions:
             counts.update(split(caption))
-        if not counts:
-            raise UserError("No words to train the tokenizer on: the captions are missing or empty.")
+        if not counts and needed:
+            raise UserError(
+                "No words to train the tokenizer on: the captions are missing or empty. Set captions.cls1 and "
+                "captions.cls2 to fields that are there, or, for images without, objective.contrastive.weight=0."
+            )
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         return cls(ranked[: vocabulary - SPECIALS])
 

@@ -57,6 +57,13 @@ def test_no_captions_are_refused():
         WordsTokenizer.train(["", " "], 10)
 
 
+def test_no_captions_are_fine_where_none_is_needed():
+    tokenizer = WordsTokenizer.train([], 10, needed=False)
+    assert tokenizer.vocabulary == 2
+    assert tokenizer.encode(["a disc"], 3).ids.tolist() == [[1, 1, 0]]
+    assert WordsTokenizer.train(CAPTIONS, 5, needed=False).words == ["a", "disc", "red"]
+
+
 def test_repeated_words_are_refused():
     with pytest.raises(UserError, match="repeated"):
         WordsTokenizer(["a", "a"])

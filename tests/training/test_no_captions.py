@@ -1,0 +1,49 @@
+"""Runs on images that have no captions."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.errors import UserError
+
+NO_CONTRAST = {"objective.contrastive.weight": 0}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> dict[str, object]:
+    """Settings for a shard of sixteen images and nothing else, as `tar cf` makes it of a folder."""
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        for n in range(16):
+            out = io.BytesIO()
+            pixels = np.random.default_rng(n).integers(0, 256, (40, 48, 3), np.uint8)
+            Image.fromarray(pixels).save(out, "JPEG")
+            member = tarfile.TarInfo(f"photos/{n}.jpg")
+            member.size = len(out.getvalue())
+            tar.addfile(member, io.BytesIO(out.getvalue()))
+    return {"data.source": "shards", "data.shards": str(tmp_path / "images.tar"), "data.shuffle": 16}
+
+
+def test_images_without_captions_train(images, small_run, column):
+    folder = small_run(**images, **NO_CONTRAST).folder
+    assert np.isfinite(column(folder, "loss")).all()
+
+
+def test_with_contrast_they_are_refused(images, small_run):
+    with pytest.raises(UserError, match="No words to train the tokenizer on"):
+        small_run(**images)
+    with pytest.raises(UserError, match=r"samples in a row could not be used. First: .*no captions"):
+        small_run(**images, **{"text.tokenizer": "clip"})
+
+
+def test_a_second_stage_cannot_begin_to_contrast_words_that_nobody_knows(images, small_run):
+    first = small_run("first", **images, **NO_CONTRAST).folder
+    second = {"train.stage_from": str(first), "data.source": "scenes"}
+    with pytest.raises(UserError, match=r"was trained without captions: .* Set objective.contrastive.weight=0, or"):
+        small_run("second", **second)
+    small_run("third", **second, **NO_CONTRAST)
