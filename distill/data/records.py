@@ -127,13 +127,13 @@ class _Chosen:
             self.splits.add(str(row.get("split")))
             if str(row.get("split")) != self.reading.split:
                 return None
-        texts, nested = _fields(row)
+        texts, recognised = _fields(row)
         self.columns.update(dict.fromkeys([*row, *texts]))
         image = row.get(self._image_field(row))
         if self.reading.caption_fields:
             names = dict(self.reading.caption_fields)
         else:
-            names = {name: name for name in texts if name in nested or name.lower() in CAPTION_FIELDS}
+            names = {name: name for name in texts if name in recognised}
         captions = {new: texts[old] for new, old in names.items() if old in texts}
         self.captioned = self.captioned or bool(captions)
         return Record(str(image or ""), captions)
@@ -163,24 +163,33 @@ class _Chosen:
 
 
 def _fields(row: dict[str, Any]) -> tuple[dict[str, list[str]], set[str]]:
-    """The texts of a row by field, and which fields come from inside a value: `{kind: text}` or `[{kind, text}]`."""
+    """The texts of a row by field, and which fields are captions by their name.
+
+    Those are the CAPTION_FIELDS and, where one holds `{kind: text}` or `[{kind, text}]`, its kinds.
+    """
     texts: dict[str, list[str]] = {}
-    nested: set[str] = set()
+    other: dict[str, list[str]] = {}  # inside fields of another name: taken when asked for
+    recognised: set[str] = set()
     for name, value in row.items():
-        if isinstance(value, dict):
-            inner = {kind: found for kind, part in value.items() if (found := as_texts(part))}
-        elif isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
-            inner = {}
-            for part in value:
-                if isinstance(part.get("text"), str):
-                    inner.setdefault(str(part.get("kind", name)), []).append(part["text"])
-        else:
-            if found := as_texts(value):
-                texts[name] = found
-            continue
-        texts.update(inner)
-        nested.update(inner)
-    return texts, nested
+        is_caption = name.lower() in CAPTION_FIELDS
+        own = as_texts(value)
+        found = {name: own} if own else _inside(name, value)
+        (texts if own or is_caption else other).update(found)
+        if is_caption:
+            recognised.update(found)
+    return other | texts, recognised
+
+
+def _inside(name: str, value: Any) -> dict[str, list[str]]:
+    """The texts of `{kind: text}` or `[{kind, text}]`, by kind; `name` where there is none."""
+    if isinstance(value, dict):
+        return {kind: found for kind, part in value.items() if (found := as_texts(part))}
+    inner: dict[str, list[str]] = {}
+    if isinstance(value, list) and all(isinstance(part, dict) for part in value):
+        for part in value:
+            if isinstance(part.get("text"), str):
+                inner.setdefault(str(part.get("kind", name)), []).append(part["text"])
+    return inner
 
 
 Row = dict[str, Any] | SampleError

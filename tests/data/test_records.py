@@ -129,3 +129,22 @@ def test_what_is_missing_is_named_with_what_there_is(tmp_path):
         read(tmp_path, "image,caption\n", "xml")
     with pytest.raises(UserError, match="Cannot read captions file"):
         read_records(tmp_path / "none.csv", None, Reading())
+def test_texts_inside_other_fields_are_no_captions_unless_named(tmp_path):
+    meta = {"license": "cc", "title": "a title", "caption": "not this"}
+    row = {
+        "image": "a.jpg",
+        "caption": "x",
+        "meta": meta,
+        "objects": [{"kind": "sign", "text": "STOP"}],
+        "Texts": {"q": "y"},
+    }
+    assert read(tmp_path, json.dumps(row))[0] == {"a.jpg": {"caption": ["x"], "q": ["y"]}}
+    names = {"web": "title", "sign": "sign", "caption": "caption"}
+    found, _ = read(tmp_path, json.dumps(row), caption_fields=names)
+    assert found == {"a.jpg": {"web": ["a title"], "sign": ["STOP"], "caption": ["x"]}}
+    with pytest.raises(
+        UserError, match=r"no caption field that is recognised. Found: image, meta, license, title, caption"
+    ):
+        read(tmp_path, json.dumps({"image": "a.jpg", "meta": meta}))
+
+
