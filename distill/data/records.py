@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from distill.data.captions import as_texts
 from distill.data.sample import SampleError
@@ -46,6 +48,7 @@ CAPTION_FIELDS = (
 )
 DELIMITERS = ",;\t|"
 FLICKR_LINE = re.compile(r"(.+)#\d+\t(.*)")
+IMAGE_NAME = re.compile(r"\.(jpe?g|png|webp|bmp|gif|tiff?)\s*$", re.IGNORECASE)
 
 
 @dataclass
@@ -198,13 +201,72 @@ Row = dict[str, Any] | SampleError
 def _csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(1 << 24)
     with _open(path, newline="") as stream:
-        header = stream.readline()
-        delimiter = max(DELIMITERS, key=header.count)
-        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter, skipinitialspace=True))]
-        reader = csv.reader(stream, delimiter=delimiter, skipinitialspace=True)
-        for row in reader:
-            if row:
-                yield {name: value.strip() for name, value in zip(names, row)}
+        header, *lines = stream.readlines() or [""]
+    delimiter = max(DELIMITERS, key=header.count)
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter, skipinitialspace=True), [])]
+    if repeated := [name for name, count in Counter(names).items() if name and count > 1]:
+        raise UserError(
+            f"{path}: several columns are named {', '.join(repeated)}. Give every column a name of its own."
+        )
+    for number, row in _rows(lines, delimiter):
+        while row and len(row) > len(names) and not row[-1].strip():
+            row.pop()  # delimiters at the end of a line
+        if row is None:
+            yield SampleError(str(path), f"line {number}", "a quote that is not closed")
+        elif len(row) > len(names):
+            mark = "a tab" if delimiter == "\t" else f"'{delimiter}'"
+            reason = f"more cells than columns ({len(row)}, not {len(names)}: quote texts that have {mark} in them)"
+            yield SampleError(str(path), f"line {number}", reason)
+        elif row:
+            yield {name: value.strip() for name, value in zip(names, row)}
+
+
+class _Lines:
+    """Lines one after the other, from any place on."""
+
+    def __init__(self, lines: list[str]):
+        self.lines, self.place = lines, 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        if self.place >= len(self.lines):
+            raise StopIteration
+        self.place += 1
+        return self.lines[self.place - 1]
+
+
+def _rows(lines: list[str], delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
+    """`(line number in the file, cells)` of the rows below a header; no cells where a quote is opened, never closed.
+
+    Without a second look such a quote would take the rows below into its cell. Where tabs part the cells it is no more
+    than a character: such files often have no quoting at all.
+    """
+    source = _Lines(lines)
+    reader = csv.reader(source, delimiter=delimiter, skipinitialspace=True)
+    while source.place < len(lines):
+        start, row = source.place, None
+        with suppress(csv.Error):  # a cell beyond the limit: it swallowed what follows
+            row = next(reader)
+        used = lines[start : source.place]
+        if row is None or (len(used) > 1 and not _is_quoted_well(used, delimiter)):
+            source.place = start + 1  # the lines below are rows of their own
+            row = used[0].rstrip("\r\n").split(delimiter) if delimiter == "\t" else None
+        yield start + 2, row
+
+
+def _is_quoted_well(lines: list[str], delimiter: str) -> bool:
+    """Whether the lines of one row are held together by quotes that pair, and not by one that swallowed other rows.
+
+    A text may well have lines with commas; with tabs, or a picture's name in a cell, they are rows.
+    """
+    try:
+        row = next(csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True))
+    except csv.Error:
+        return False
+    below = [line.split(delimiter) for cell in row for line in cell.splitlines()[1:] if delimiter in line]
+    return not any(delimiter == "\t" or any(map(IMAGE_NAME.search, cells)) for cells in below)
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
@@ -226,6 +288,8 @@ def _coco(path: Path) -> Iterator[Row]:
             content = json.load(stream)
             names = {image["id"]: image["file_name"] for image in content["images"]}
             pairs = [(note["image_id"], note["caption"]) for note in content["annotations"]]
+        except UnicodeDecodeError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} is no COCO captions file ({type(error).__name__}: {error}). Expected: images with id and "
@@ -251,8 +315,31 @@ def _flickr(path: Path) -> Iterator[Row]:
                 yield SampleError(str(path), f"line {number}", "not 'NAME#NUMBER<tab>CAPTION'")
 
 
-def _open(path: Path, newline: str | None = None):
+@contextmanager
+def _open(path: Path, newline: str | None = None) -> Iterator[IO[str]]:
+    """The file's text. Raises UserError when it cannot be read, or where it is not UTF-8."""
     try:
-        return open(path, encoding="utf-8-sig", errors="replace", newline=newline)
+        with open(path, encoding="utf-8-sig", newline=newline) as stream:
+            yield stream
     except OSError as error:
         raise UserError(f"Cannot read captions file {path}: {error.strerror or error}. Check --captions.") from error
+    except UnicodeDecodeError as error:
+        raise _undecodable(path) from error
+
+
+def _undecodable(path: Path) -> UserError:
+    lines = path.read_bytes().split(b"\n")
+    number, line = next((n, line) for n, line in enumerate(lines, 1) if not _is_utf8(line))
+    encoding = "UTF-16" if lines[0][:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
+    return UserError(
+        f"{path}: line {number} is not UTF-8: {line[:40]!r}. Convert the file, for example with "
+        f"iconv -f {encoding} -t UTF-8 {path.name} > utf8{path.suffix}, and give that with --captions."
+    )
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -55,6 +55,71 @@ def test_csv_with_quotes_and_unicode(tmp_path):
     assert bad == []
 
 
+def lines(bad):
+    """Line number and kind of what was left out."""
+    return [(error.key, error.reason.partition(" (")[0]) for error in bad]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("image,caption\na.jpg,A dog, running fast\nb.jpg,x\n", "line 2"),
+        ("image| n| comment\nb.jpg| 0| x\na.jpg| 0| A dog | cat .\n", "line 3"),
+        ("image\tcaption\n\nb.jpg\tx\na.jpg\tA dog\tcat", "line 4"),
+    ],
+)
+def test_a_row_with_more_cells_than_columns_is_not_cut(tmp_path, text, line):
+    found, bad = read(tmp_path, text)
+    assert list(found) == ["b.jpg"]
+    assert lines(bad) == [(line, "more cells than columns")]
+
+
+def test_empty_cells_at_the_end_of_a_row_are_no_loss(tmp_path):
+    found, bad = read(tmp_path, "image,caption\na.jpg,x,,\nb.jpg,\nc.jpg\n")
+    assert found == {"a.jpg": {"caption": ["x"]}, "b.jpg": {"caption": [""]}, "c.jpg": {}}
+    assert bad == []
+
+
+@pytest.mark.parametrize("later", ["", 'd.jpg\ta 5"\n', 'd.jpg\tsaid "hi" twice\n', 'd.jpg\t"No"\n', 'd.jpg\t"No\n'])
+def test_a_quote_that_is_not_closed_takes_no_other_row(tmp_path, later):
+    text = 'image\tcaption\na.jpg\t"A dog\nb.jpg\ta cat\n' + later
+    found, bad = read(tmp_path, text)
+    assert found["a.jpg"] == {"caption": ['"A dog']}  # files with tabs often have no quoting at all
+    assert found["b.jpg"] == {"caption": ["a cat"]}
+    assert ("d.jpg" in found, bad) == (bool(later), [])
+    found, bad = read(tmp_path, text.replace("\t", ","))
+    assert found["b.jpg"] == {"caption": ["a cat"]}
+    assert ("d.jpg" in found) == bool(later)
+    assert lines(bad) == [("line 2", "a quote that is not closed")]
+
+
+@pytest.mark.parametrize("mark", [",", "\t", "|"])
+def test_quoted_texts_may_have_several_lines(tmp_path, mark):
+    long = 'A "dog", running\nfast, in the park\n\nof x.jpg'
+    quoted = long.replace('"', '""')
+    text = f'image{mark}caption{mark}n\na.jpg{mark}"{quoted}"{mark}1\nb.jpg{mark}x{mark}2\n'
+    found, bad = read(tmp_path, text)
+    assert found["a.jpg"] == {"caption": [long]}
+    assert found["b.jpg"] == {"caption": ["x"]}
+    assert bad == []
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"several columns are named caption\. Give every column a name of its own"):
+        read(tmp_path, "image,caption,,caption,\na.jpg,x,,y,\n")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_is_not_utf_8_is_refused_by_line(tmp_path, format):
+    path = tmp_path / "c.csv"
+    path.write_bytes("image,caption\na.jpg,x\nb.jpg,café\n".encode("latin1"))
+    with pytest.raises(UserError, match=r"line 3 is not UTF-8: b'b.jpg,caf\\xe9'. Convert .* iconv -f LATIN1 -t UTF-8"):
+        read_records(path, format, Reading())
+    path.write_bytes("image\tcaption\na.jpg\tx\n".encode("utf-16"))
+    with pytest.raises(UserError, match=r"line 1 is not UTF-8: .*iconv -f UTF-16"):
+        read_records(path, None, Reading())
+
+
 def test_csv_rows_of_one_image_are_joined(tmp_path):
     found, _ = read(tmp_path, "image_name| comment_number| comment\na.jpg| 0| one\na.jpg| 1| two\nb.jpg| 0| x\n")
     assert found == {"a.jpg": {"comment": ["one", "two"]}, "b.jpg": {"comment": ["x"]}}
@@ -74,6 +139,25 @@ def test_jsonl_caption_shapes(tmp_path):
         "c.jpg": {"web": ["w"], "long": ["l1", "l2"]},
         "d.jpg": {"alt": ["t1", "t2"], "captions": ["t3"]},
     }
+
+
+def test_texts_inside_other_fields_are_no_captions_unless_named(tmp_path):
+    meta = {"license": "cc", "title": "a title", "caption": "not this"}
+    row = {
+        "image": "a.jpg",
+        "caption": "x",
+        "meta": meta,
+        "objects": [{"kind": "sign", "text": "STOP"}],
+        "Texts": {"q": "y"},
+    }
+    assert read(tmp_path, json.dumps(row))[0] == {"a.jpg": {"caption": ["x"], "q": ["y"]}}
+    names = {"web": "title", "sign": "sign", "caption": "caption"}
+    found, _ = read(tmp_path, json.dumps(row), caption_fields=names)
+    assert found == {"a.jpg": {"web": ["a title"], "sign": ["STOP"], "caption": ["x"]}}
+    with pytest.raises(
+        UserError, match=r"no caption field that is recognised. Found: image, meta, license, title, caption"
+    ):
+        read(tmp_path, json.dumps({"image": "a.jpg", "meta": meta}))
 
 
 def test_fields_are_chosen_and_renamed(tmp_path):
@@ -129,22 +213,3 @@ def test_what_is_missing_is_named_with_what_there_is(tmp_path):
         read(tmp_path, "image,caption\n", "xml")
     with pytest.raises(UserError, match="Cannot read captions file"):
         read_records(tmp_path / "none.csv", None, Reading())
-def test_texts_inside_other_fields_are_no_captions_unless_named(tmp_path):
-    meta = {"license": "cc", "title": "a title", "caption": "not this"}
-    row = {
-        "image": "a.jpg",
-        "caption": "x",
-        "meta": meta,
-        "objects": [{"kind": "sign", "text": "STOP"}],
-        "Texts": {"q": "y"},
-    }
-    assert read(tmp_path, json.dumps(row))[0] == {"a.jpg": {"caption": ["x"], "q": ["y"]}}
-    names = {"web": "title", "sign": "sign", "caption": "caption"}
-    found, _ = read(tmp_path, json.dumps(row), caption_fields=names)
-    assert found == {"a.jpg": {"web": ["a title"], "sign": ["STOP"], "caption": ["x"]}}
-    with pytest.raises(
-        UserError, match=r"no caption field that is recognised. Found: image, meta, license, title, caption"
-    ):
-        read(tmp_path, json.dumps({"image": "a.jpg", "meta": meta}))
-
-
