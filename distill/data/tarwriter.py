@@ -6,7 +6,9 @@ import hashlib
 import io
 import json
 import os
+import sys
 import tarfile
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +16,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from distill.data.decode import Picture, to_rgb
+from distill.data.decode import Picture, decode_mask, to_rgb
 from distill.data.index import open_index
 from distill.data.sample import Sample, SampleError
 
-SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}  # formats whose bytes are kept
+SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # formats whose bytes are kept
+SAVED = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WEBP"}  # what those that are written anew become, if not PNG
 QUALITY = 90  # of a JPEG or WebP that had to be made smaller
 
 
@@ -85,7 +88,9 @@ def write_shard(path: Path, items: Iterable[Item], shaping: Shaping, step: Calla
 
 def _files(item: Item, shaping: Shaping) -> dict[str, bytes]:
     """The sample's files by suffix, in the order they are stored. Raises SampleError."""
-    data, suffix, size = _image(item, shaping)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large is told here
+        data, suffix, size = _image(item, shaping)
     files = {suffix: data}
     texts = {name: texts[0] if len(texts) == 1 else texts for name, texts in item.captions.items()}
     meta = {"height": size[0], "width": size[1]}
@@ -98,23 +103,17 @@ def _files(item: Item, shaping: Shaping) -> dict[str, bytes]:
 def _image(item: Item, shaping: Shaping) -> tuple[bytes, str, tuple[int, int]]:
     """`(bytes, suffix, (height, width))`; the original bytes unless too large or of another format."""
     data = _read(item.image, item)
-    try:
-        image = Image.open(io.BytesIO(data))
-    except Exception as error:
-        raise SampleError(item.image, item.key, f"corrupt image ({_reason(error)})") from error
-    kind = image.format or ""
-    if kind in SUFFIXES:
+    image = _opened(data, item)
+    small = _smaller(image.size, shaping.max_side)
+    _refuse_large(small or image.size, item)
+    if small is None and image.format in SUFFIXES:
         picture = Picture(Sample(item.key, item.image, data))
-        if shaping.max_side is None or max(picture.size) <= shaping.max_side:
-            if shaping.verify:
-                picture.decode()
-            return data, SUFFIXES[kind], picture.size
-    else:
-        kind = "PNG"
+        if shaping.verify:
+            picture.decode()
+        return data, SUFFIXES[image.format], picture.size
+    kind = SAVED.get(image.format or "", "PNG")
     try:
-        if shaping.max_side is not None and max(image.size) > shaping.max_side:
-            scale = shaping.max_side / max(image.size)
-            small = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        if small is not None:
             image.draft(None, (small[0] * 2, small[1] * 2))
             upright = to_rgb(image).resize(small, Image.Resampling.LANCZOS, reducing_gap=3.0)
             upright = _turned(upright, image)
@@ -125,6 +124,36 @@ def _image(item: Item, shaping: Shaping) -> tuple[bytes, str, tuple[int, int]]:
     except Exception as error:
         raise SampleError(item.image, item.key, f"corrupt image ({_reason(error)})") from error
     return out.getvalue(), SUFFIXES[kind], (upright.height, upright.width)
+
+
+def _opened(data: bytes, item: Item) -> Image.Image:
+    """The image, its pixels not yet decoded."""
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise SampleError(item.image, item.key, f"image of more than {2 * _most()} pixels") from error
+    except Exception as error:
+        raise SampleError(item.image, item.key, f"corrupt image ({_reason(error)})") from error
+
+
+def _smaller(size: tuple[int, int], max_side: int | None) -> tuple[int, int] | None:
+    """What an image of `size` (width, height) is made to be; None when it stays."""
+    if max_side is None or max(size) <= max_side:
+        return None
+    scale = max_side / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _refuse_large(size: tuple[int, int], item: Item) -> None:
+    """Raises SampleError for what `Picture` would not open."""
+    width, height = size
+    if width * height > _most():
+        reason = f"image of more than {_most()} pixels ({width} x {height}: make it smaller with --max-side)"
+        raise SampleError(item.image, item.key, reason)
+
+
+def _most() -> int:
+    return Image.MAX_IMAGE_PIXELS or sys.maxsize
 
 
 def _turned(pixels: Image.Image, original: Image.Image) -> Image.Image:
@@ -139,19 +168,16 @@ def _mask(item: Item, size: tuple[int, int], resized: bool) -> bytes:
     """The mask's PNG bytes, made as small as the image was. Raises SampleError when it does not fit the image."""
     assert item.mask is not None
     data = _read(item.mask, item)
-    try:
-        mask = Image.open(io.BytesIO(data), formats=("PNG",))
-        mask.load()
-    except Exception as error:
-        raise SampleError(item.mask, item.key, f"corrupt mask ({_reason(error)})") from error
-    height, width = size
-    if (mask.height, mask.width) == size:
+    indices = decode_mask(data, item.mask, item.key)  # [H, W]
+    if indices.shape == size:
         return data
-    if not resized or abs(mask.width / mask.height - width / height) > 0.02 * width / height + 1 / height:
-        found = f"{mask.width} x {mask.height}"
+    height, width = size
+    across, down = indices.shape[1], indices.shape[0]
+    if not resized or abs(across / down - width / height) > 0.02 * width / height + 1 / height:
+        found = f"{across} x {down}"
         raise SampleError(item.mask, item.key, f"mask does not fit (mask {found}, image {width} x {height})")
-    indices = np.asarray(mask)
-    small = Image.fromarray(indices).resize((width, height), Image.Resampling.NEAREST)
+    whole = indices if indices.dtype == np.uint8 else indices.astype(np.uint16)  # a PNG's values are 16 bits at most
+    small = Image.fromarray(whole).resize((width, height), Image.Resampling.NEAREST)
     out = io.BytesIO()
     small.save(out, "PNG")
     return out.getvalue()

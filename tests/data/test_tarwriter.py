@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from distill.data import tarwriter
+from distill.data.decode import Picture
 from distill.data.shards import ShardSource
 from distill.data.tarwriter import Item, Shaping, write_shard
 
@@ -49,6 +50,47 @@ def test_original_bytes_are_kept(make, tmp_path):
         assert tar.getnames()[:2] == ["ü/jpg.jpg", "ü/jpg.json"]
         record = json.load(tar.extractfile("ü/jpg.json"))
     assert record == {"web": "a ä", "alt": ["b", "c"], "height": 24, "width": 32}
+
+
+@pytest.mark.parametrize("max_side", [None, 60])
+def test_photographs_of_several_pictures_stay_jpegs(make, tmp_path, max_side):
+    first, second = (Image.open(io.BytesIO(make.image(n, (90, 120)))) for n in range(2))
+    out = io.BytesIO()
+    first.save(out, "MPO", save_all=True, append_images=[second])
+    item = Item("k", put(tmp_path, "x.jpg", out.getvalue()), {"web": ["x"]})
+    _, source = write(tmp_path, [item], Shaping(max_side, verify=True))
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        assert tar.getnames()[0] == "k.jpg"
+    if max_side is None:
+        assert source[0].image == out.getvalue()
+    for decoder in ("pillow", "simplejpeg"):
+        pixels = Picture(source[0], decoder).decode()
+        wanted = np.asarray(first.resize((pixels.shape[1], pixels.shape[0]), Image.Resampling.BOX))
+        assert np.abs(pixels.astype(int) - wanted).mean() < 4
+
+
+@pytest.fixture
+def few_pixels(monkeypatch):
+    """Training refuses images of more than 5,000 pixels, and nobody opens one of more than 10,000."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF"])
+def test_images_that_training_refuses_are_made_smaller_or_left_out(make, tmp_path, few_pixels, recwarn, format):
+    items = []
+    for height, width in ((80, 100), (90, 120)):
+        out = io.BytesIO()
+        Image.new("RGB", (width, height)).save(out, format)
+        items.append(Item(str(height), put(tmp_path, str(height), out.getvalue()), {"web": ["x"]}))
+    written, source = write(tmp_path, items, Shaping(max_side=50))
+    assert Picture(source[0]).decode().shape == (40, 50, 3)
+    assert [(p.key, p.reason) for p in written.problems] == [("90", "image of more than 10000 pixels")]
+    for shaping in (KEEP, Shaping(max_side=90)):
+        written, _ = write(tmp_path, items[:1], shaping)
+        size = "100 x 80" if shaping is KEEP else "90 x 72"
+        reason = f"image of more than 5000 pixels ({size}: make it smaller with --max-side)"
+        assert [p.reason for p in written.problems] == [reason]
+    assert not [warning for warning in recwarn if "exceeds limit" in str(warning.message)]
 
 
 def test_bytes_are_deterministic(make, tmp_path):
@@ -136,6 +178,25 @@ def test_masks(make, tmp_path):
     assert np.array_equal(source[0].mask, indices[::2, ::2])
     written, _ = write(tmp_path, [Item("k", image, text, other)], Shaping(max_side=40))
     assert "mask does not fit (mask 40 x 60, image 40 x 30)" in written.problems[0].reason
+
+
+def test_masks_that_training_could_not_read_are_told_while_packing(make, tmp_path):
+    image = put(tmp_path, "x.jpg", make.image(1))
+    items = [
+        Item("colours", image, {"web": ["x"]}, put(tmp_path, "m.png", make.image(1, format="PNG"))),
+        Item("cut", image, {"web": ["x"]}, put(tmp_path, "c.png", png(np.zeros((24, 32), np.uint8))[:-30])),
+    ]
+    written, _ = write(tmp_path, items)
+    assert [p.key for p in written.problems] == ["colours", "cut"]
+    assert written.problems[0].reason == "mask.png has mode RGB; allowed: greyscale or palette"
+
+
+def test_masks_of_many_classes_are_made_smaller(make, tmp_path):
+    image = put(tmp_path, "x.jpg", make.image(1, (48, 64)))
+    mask = put(tmp_path, "m.png", png(np.full((48, 64), 300, np.uint16)))
+    _, source = write(tmp_path, [Item("k", image, {"web": ["x"]}, mask)], Shaping(max_side=32))
+    assert source[0].mask.shape == (24, 32)
+    assert (source[0].mask == 300).all()
 
 
 def test_a_failed_write_leaves_nothing(make, tmp_path, monkeypatch):
