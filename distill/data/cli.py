@@ -24,7 +24,7 @@ def register(subparsers: Any) -> None:
 
 PACK = """Pack a folder of images and a captions file into webdataset shards.
 
-The captions file is one of
+The captions file, in UTF-8, is one of
   jsonl   a record a line: image, captions (text, list of texts, {field: text} or [{kind, text}]), split
   csv     a header, then a row per image or per caption; any of , ; tab | between
   coco    a COCO captions file

@@ -13,6 +13,8 @@ from distill.data.sample import SampleError
 from distill.data.tarwriter import Written
 from distill.errors import UserError
 
+SUFFIX = ".manifest.jsonl"
+
 
 def shard_name(name: str, number: int) -> str:
     return f"{name}-{number:06d}.tar"
@@ -22,7 +24,7 @@ class Manifest:
     """The list of finished shards: a first line that says what is packed, then a line for each shard."""
 
     def __init__(self, out: Path, name: str, digest: str):
-        self.path = out / f"{name}.manifest.jsonl"
+        self.path = out / (name + SUFFIX)
         self.out, self.name, self.digest = out, name, digest  # digest: identifies what is packed, and how
 
     def open(self) -> dict[str, Written]:

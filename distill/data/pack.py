@@ -30,6 +30,8 @@ from rich.progress import (
 from rich.text import Text
 
 from distill.data.failures import kind
+from distill.data.index import SUFFIX as INDEX
+from distill.data.manifest import SUFFIX as MANIFEST
 from distill.data.manifest import Manifest, shard_name
 from distill.data.records import Reading, Record, read_records
 from distill.data.sample import SampleError
@@ -37,7 +39,7 @@ from distill.data.shard_jobs import write_shards
 from distill.data.tarwriter import Item, Shaping, Written
 from distill.errors import UserError
 
-VERSION = 1  # of the bytes this module writes for the same input
+VERSION = 2  # of the bytes this module writes for the same input
 NAMED = 10  # problems printed by name
 
 
@@ -65,7 +67,7 @@ class PackResult:
     shards: list[Written]
     skipped: int  # shards that were there already
     problems: list[SampleError]
-    fields: Counter[str]  # samples that have a field
+    fields: Counter[str]  # how many of the samples written have a field
 
     @property
     def samples(self) -> int:
@@ -99,8 +101,11 @@ def pack(options: PackOptions, console: Console | None = None) -> PackResult:
     if options.masks is not None and (options.src / "classes.json").is_file():
         shutil.copyfile(options.src / "classes.json", options.out / "classes.json")
     shards = [done[name] for name in names]
-    problems += [problem for shard in shards for problem in shard.problems]
-    result = PackResult(shards, len(parts) - len(jobs), problems, Counter(f for item in items for f in item.captions))
+    lost = [problem for shard in shards for problem in shard.problems]
+    gone = {problem.key for problem in lost}
+    fields = Counter(name for item in items if item.key not in gone for name in item.captions)
+    problems += lost
+    result = PackResult(shards, len(parts) - len(jobs), problems, fields)
     _refuse_losses(problems, result.samples, options.max_error_rate, "The shards are written without them.")
     return result
 
@@ -113,12 +118,12 @@ def plan(options: PackOptions, captions: Path, records: list[Record], problems: 
         texts = {
             name: kept for name, all_ in record.captions.items() if (kept := [t.strip() for t in all_ if t.strip()])
         }
-        path = next((p for folder in folders if record.image and (p := folder / record.image).is_file()), None)
+        path = next((p for folder in folders if record.image and _is_file(p := folder / record.image)), None)
         if path is None:
-            problems.append(SampleError(captions.name, record.image or "-", "missing image"))
+            problems.append(SampleError(captions.name, _printable(record.image) or "-", "missing image"))
             continue
         if not texts:
-            problems.append(SampleError(captions.name, record.image, "empty captions"))
+            problems.append(SampleError(captions.name, _printable(record.image), "empty captions"))
             continue
         key = free_key(record.image, items)
         items[key] = Item(key, str(path), texts, _find_mask(options.masks, record.image))
@@ -142,9 +147,12 @@ def free_key(image: str, taken: dict[str, Any]) -> str:
 
 
 def find_captions(src: Path) -> Path:
-    """The captions file in `src`, when there is exactly one candidate. Raises UserError."""
+    """The captions file in `src`, when there is exactly one besides a pack's own files. Raises UserError."""
     suffixes = (".jsonl", ".csv", ".tsv", ".json", ".token", ".txt")
-    found = sorted(path for path in src.iterdir() if path.suffix.lower() in suffixes and path.name != "classes.json")
+    there = [
+        path for path in src.iterdir() if path.name != "classes.json" and not path.name.endswith((MANIFEST, INDEX))
+    ]
+    found = sorted(path for path in there if path.suffix.lower() in suffixes)
     if len(found) != 1:
         names = ", ".join(path.name for path in found) or "none"
         raise UserError(
@@ -193,7 +201,16 @@ def _find_mask(masks: Path | None, image: str) -> str | None:
         return None
     stem = PurePosixPath(image).with_suffix(".png")
     relative = stem.relative_to("images") if stem.parts[0] == "images" else stem
-    return next((str(path) for name in (stem, relative, stem.name) if (path := masks / name).is_file()), None)
+    return next((str(path) for name in (stem, relative, stem.name) if _is_file(path := masks / name)), None)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; a name that no file can have (too long, half a surrogate pair) is no error."""
+    return os.path.isfile(path)
+
+
+def _printable(name: str) -> str:
+    return name.encode("utf-8", "replace").decode()
 
 
 def _refuse_losses(problems: list[SampleError], usable: int, rate: float, state: str) -> None:
@@ -214,6 +231,13 @@ def summary(result: PackResult) -> str:
     if result.skipped:
         lines[0] += f" ({result.skipped} shards were there already)"
     lines.append("caption fields: " + ", ".join(f"{name} ({count})" for name, count in sorted(result.fields.items())))
+    lacking = {name: result.samples - count for name, count in sorted(result.fields.items()) if count < result.samples}
+    if lacking:
+        each = (f"{name} ({count} of {result.samples} lack it)" for name, count in lacking.items())
+        lines.append("not in every sample: " + ", ".join(each))
+        lines.append(
+            "  where a field is drawn and missing, a run skips the sample (captions.fallback names another field)"
+        )
     if result.problems:
         counts = Counter(kind(problem.reason) for problem in result.problems)
         lines.append("left out: " + ", ".join(f"{count} x {reason}" for reason, count in counts.most_common()))

@@ -155,6 +155,44 @@ def test_losses_are_counted_named_and_limited(src):
     assert len(again.problems) == len(result.problems) == 4
 
 
+def test_fields_that_are_not_in_every_sample_are_told(src):
+    lines = (src / "captions.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[2]["web"], rows[5]["web"] = "", None
+    (src / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = summary(pack(options(src), QUIET))
+    assert "caption fields: alt (11), web (9)" in text
+    assert "not in every sample: web (2 of 11 lack it)" in text
+    (src / "images/münchen/photo.5.jpg").write_bytes(b"no image")  # a sample that is left out lacks nothing
+    text = summary(pack(options(src, "other", max_error_rate=0.5), QUIET))
+    assert "not in every sample: web (1 of 10 lack it)" in text
+    (src / "captions.jsonl").write_text("\n".join(lines))
+    assert "not in every sample" not in summary(pack(options(src, "third", max_error_rate=0.5), QUIET))
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "\ud800.jpg", "a\0.jpg", "x" * 251 + ".j"])
+def test_names_that_no_file_can_have_are_missing_images(make, src, name):
+    with open(src / "captions.jsonl", "a") as stream:
+        stream.write(json.dumps({"image": name, "web": "x"}) + "\n")
+    masks = src / "masks"
+    masks.mkdir()
+    Image.fromarray(np.zeros((24, 32), np.uint8)).save(masks / "photo.1.png")
+    result = pack(options(src, max_error_rate=0.5, masks=masks), QUIET)
+    assert (result.samples, [problem.reason for problem in result.problems]) == (11, ["missing image"])
+    summary(result).encode()  # can be printed
+
+
+def test_a_long_name_without_a_mask(make, src):
+    name = "y" * 252 + ".j"  # the mask's name would be too long
+    (src / name).write_bytes(make.image(1))
+    with open(src / "captions.jsonl", "a") as stream:
+        stream.write(json.dumps({"image": name, "web": "x"}) + "\n")
+    masks = src / "masks"
+    masks.mkdir()
+    Image.fromarray(np.zeros((24, 32), np.uint8)).save(masks / "photo.1.png")
+    assert pack(options(src, masks=masks), QUIET).samples == 12
+
+
 def test_losses_found_while_writing(src):
     (src / "images/münchen/photo.4.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1 of 11 records unusable .*photo_4: corrupt image.*written without them"):
@@ -199,6 +237,11 @@ def test_masks_and_class_names_come_along(make, src):
     masks.mkdir()
     with pytest.raises(UserError, match="no PNG there has the name of an image"):
         pack(options(src, "other", masks=masks, captions=src / "captions.jsonl"), QUIET)
+
+
+def test_a_pack_into_its_own_folder_can_be_called_again(src):
+    assert pack(options(src, "src"), QUIET).samples == 11
+    assert pack(options(src, "src"), QUIET).skipped == 3
 
 
 def test_max_side_and_field_names(src):
