@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -61,13 +62,16 @@ def open_index(tar: str) -> TarIndex:
     return index
 
 
-def build_index(tar: str) -> TarIndex:
-    """Reads every header of the tar. A damaged tar keeps what precedes the damage, which is noted in `broken`."""
+def build_index(tar: str, first: int | None = None) -> TarIndex:
+    """Reads the tar's headers, all or those of its `first` records, and stores nothing.
+
+    A damaged tar keeps what precedes the damage, which is noted in `broken`.
+    """
     stat = os.stat(tar)
     keys: list[str] = []
     rows: list[list[int]] = []
     broken: list[tuple[str, str]] = []
-    for part in samples(_files(tar, stat.st_size, broken)):
+    for part in islice(samples(_files(tar, stat.st_size, broken)), first):
         if TRUNCATED in (part.image, part.json, part.mask):
             broken.append((part.key, "truncated tar"))
         elif part.image is None:

@@ -42,7 +42,7 @@ class Loader:
         return self.count
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises UserError for a missing caption field, unreadable data throughout, or a loader process that died."""
+        """Raises UserError for a caption field that no sample has, unreadable data, or a loader process that died."""
         made: Iterator[Made] = iter(self.batches)
         try:
             while True:

@@ -15,7 +15,7 @@ from rich.progress import track
 
 from distill.data.captions import parse_captions
 from distill.data.decode import decode_mask
-from distill.data.index import TarIndex, open_index
+from distill.data.index import TarIndex, build_index, open_index
 from distill.data.sample import Sample, SampleError
 from distill.errors import UserError
 
@@ -90,13 +90,14 @@ class ShardSource:
     """Local tars as one sequence of samples, read by offset. Images stay encoded.
 
     Safe to hand to worker processes: file handles are opened where they are used. `failures` lists what the index
-    found damaged. Raises UserError when no shard holds a sample.
+    found damaged. `first`: no more than the first records of each shard, without an index on disk. Raises UserError
+    when no shard holds a sample.
     """
 
-    def __init__(self, shards: Sequence[str], masks: bool = False):
+    def __init__(self, shards: Sequence[str], masks: bool = False, first: int | None = None):
         self.shards = list(shards)
         self.masks = masks  # decode `mask.png` into Sample.mask
-        indexes = _open_indexes(self.shards)
+        indexes = _open_indexes(self.shards, first)
         self.ends = np.cumsum([index.count for index in indexes], dtype=np.int64)  # [shards]
         self.failures = [
             SampleError(shard, key, reason)
@@ -125,6 +126,11 @@ class ShardSource:
     def identity(self) -> str:
         """12 hex digits from the names of the shards, without their folders, and their sizes."""
         return shards_digest([f"{os.path.basename(s)} {i.size}" for s, i in zip(self.shards, self._indexes)])
+
+    def name(self, index: int) -> tuple[str, str]:
+        """Shard and key of the sample at `index`."""
+        shard, key, _ = self._locate(index)
+        return self.shards[shard], key
 
     def captions(self, index: int) -> dict[str, list[str]]:
         """The caption fields of the sample at `index`, without reading its image. Raises SampleError."""
@@ -185,12 +191,12 @@ class ShardSource:
         return data
 
 
-def _open_indexes(shards: list[str]) -> list[TarIndex]:
+def _open_indexes(shards: list[str], first: int | None) -> list[TarIndex]:
     """The indexes of all shards, several at a time. Raises UserError for a shard that cannot be opened."""
 
     def one(shard: str) -> TarIndex:
         try:
-            return open_index(shard)
+            return open_index(shard) if first is None else build_index(shard, first)
         except OSError as error:
             raise UserError(f"Cannot read shard {shard}: {error.strerror or error}. Check data.shards.") from error
 

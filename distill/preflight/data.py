@@ -1,4 +1,4 @@
-"""The data of a recipe, looked at without reading it all: which shards there are, and the first sample of one."""
+"""The data of a recipe, looked at without reading it all: which shards there are, and the first samples of some."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from PIL import Image, UnidentifiedImageError
 
 from distill.config.fields import MISSING
 from distill.config.schema import Config
+from distill.data.captions import CaptionPicker
 from distill.data.decoders import choose_decoder
-from distill.data.sample import Sample, SampleError
-from distill.data.shards import expand_shards, is_remote
-from distill.data.stream import StreamSource, check_shards_vs_workers
+from distill.data.sample import SampleError
+from distill.data.shards import ShardSource, expand_shards, is_remote
+from distill.data.sources import spread
+from distill.data.stream import check_shards_vs_workers
 from distill.errors import UserError, did_you_mean
+
+SHARDS, RECORDS = 8, 256  # how many shards are looked into, spread over all, and how many of their records in all
+Found = dict[int, dict[str, list[str]]]  # the caption fields of samples, by index
 
 
 @dataclass
@@ -26,7 +31,7 @@ class DataReport:
 
 
 def look_at_data(config: Config) -> DataReport:
-    """Finds the shards, holds their number against loader processes, and reads one sample's captions and image."""
+    """Finds the shards, holds their number against loader processes, and reads some samples' captions and one image."""
     report = DataReport()
     if config.data.source == "scenes":
         scenes = config.data.scenes
@@ -51,7 +56,7 @@ def look_at_data(config: Config) -> DataReport:
     if streamed:
         report.lines.append("pipes and urls are not opened here")
     else:
-        _look_inside(report, shards[0], config)
+        _look_inside(report, [shards[number] for number in spread(len(shards), SHARDS)], config)
     return report
 
 
@@ -78,34 +83,80 @@ def _epochs(config: Config, samples: int) -> str:
     return f"{train.steps:,} steps of {train.batch:,} = {seen:,} images = {seen / samples:.1f} epochs"
 
 
-def _look_inside(report: DataReport, shard: str, config: Config) -> None:
-    first = next(iter(StreamSource([shard], 1).records(shard)), None)
-    if not isinstance(first, Sample):
-        reason = first.reason if isinstance(first, SampleError) else "it is empty"
-        report.problems.append(f"data.shards: no sample can be read from {shard}: {reason}")
-        return
+def _look_inside(report: DataReport, shards: list[str], config: Config) -> None:
     try:
-        with Image.open(io.BytesIO(first.image)) as image:  # type: ignore[arg-type]
+        source = ShardSource(shards, first=RECORDS // len(shards))
+    except UserError as error:
+        report.problems.append(f"data.shards: no sample can be read: {error}")
+        return
+    report.problems += [f"data.shards: {failure}" for failure in source.failures if failure.key == "-"]
+    left_out = [failure for failure in source.failures if failure.key != "-"]
+    if left_out:
+        report.lines.append(f"{len(left_out)} records looked at are left out, first {left_out[0]}")
+    found, bad = _captions(source)
+    if bad:
+        text = f"{len(bad)} of {len(source)} samples looked at cannot be read, first {bad[0]}"
+        stops = len(bad) > config.data.max_error_rate * len(source)
+        (report.problems if stops else report.lines).append(f"data.shards: {text}" if stops else text)
+    if found:
+        _describe_sample(report, source, next(iter(found)))
+        if config.objective.contrastive.weight != 0:
+            _check_fields(report, source, found, config)
+
+
+def _captions(source: ShardSource) -> tuple[Found, list[SampleError]]:
+    """The caption fields of all samples by index, and the samples that have unreadable ones."""
+    found: Found = {}
+    bad: list[SampleError] = []
+    for index in range(len(source)):
+        try:
+            found[index] = source.captions(index)
+        except SampleError as error:
+            bad.append(error)
+    return found, bad
+
+
+def _describe_sample(report: DataReport, source: ShardSource, index: int) -> None:
+    sample = source[index]
+    try:
+        with Image.open(io.BytesIO(sample.image)) as image:  # type: ignore[arg-type]
             shape = f"{image.format} {image.width} x {image.height}"
-    except (UnidentifiedImageError, OSError) as error:
-        report.problems.append(f"data.shards: the image of {first.key} in {shard} cannot be read: {error}")
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        report.problems.append(f"data.shards: the image of {sample.key} in {sample.shard} cannot be read: {error}")
         return
-    fields = ", ".join(f"{name} ({len(texts)})" for name, texts in first.captions.items()) or "none"
-    report.lines.append(f"first sample {first.key}: {shape}, caption fields {fields}")
-    _check_fields(report, first, config)
+    fields = ", ".join(f"{name} ({len(texts)})" for name, texts in sample.captions.items()) or "none"
+    report.lines.append(f"first sample {sample.key}: {shape}, caption fields {fields}")
 
 
-def _check_fields(report: DataReport, sample: Sample, config: Config) -> None:
-    if config.objective.contrastive.weight == 0:
-        return
+def _check_fields(report: DataReport, source: ShardSource, found: Found, config: Config) -> None:
+    """Says which wanted fields samples lack: a problem where that would stop the run, else a line."""
     captions = config.captions
+    picker = CaptionPicker(captions)
+    some: list[str] = []
+    nowhere: list[str] = []
     for key, names in (("captions.cls1", captions.cls1), ("captions.cls2", captions.cls2)):
         for name in names:
-            if name in sample.captions or captions.fallback in sample.captions:
-                continue
-            has = ", ".join(sample.captions) or "no captions"
-            near = did_you_mean(name, sample.captions)
-            fix = "list fields that are there, or set captions.fallback"
-            report.problems.append(
-                f"{key}: {sample.shard}: {sample.key} has no field '{name}'.{near} It has {has}; {fix}"
-            )
+            lacking = [index for index, there in found.items() if not any(map(str.strip, picker.texts(there, name)))]
+            if len(lacking) == len(found):
+                nowhere.append(f"{key}: {_lacks(source, lacking[0], found, name)}")
+            elif lacking:
+                shard, sample = source.name(lacking[0])
+                lack = f"{len(lacking)} of {len(found)} samples looked at have no field '{name}'"
+                some.append(f"{key}: {lack} (first {sample} in {shard})")
+    lost, allowed = 1 - sum(map(picker.chance, found.values())) / len(found), config.data.max_error_rate
+    if nowhere or lost <= allowed:
+        report.problems += nowhere
+        report.lines += [f"{text}; where it is drawn, they are skipped" for text in some]
+        return
+    report.problems.append(
+        f"captions: about {lost:.1%} of samples would be skipped, data.max_error_rate is {allowed:.1%}. "
+        f"{'; '.join(some) or 'Texts are empty'}. Set captions.fallback to a field that every sample has, or raise "
+        "data.max_error_rate"
+    )
+
+
+def _lacks(source: ShardSource, index: int, found: Found, name: str) -> str:
+    shard, sample = source.name(index)
+    has, near = ", ".join(found[index]) or "no captions", did_you_mean(name, found[index])
+    fix = "list fields that are there, or set captions.fallback"
+    return f"{shard}: {sample} has no field '{name}'.{near} It has {has}; {fix}"

@@ -119,6 +119,16 @@ def test_no_sample_at_all(tmp_path):
         ShardSource([str(tmp_path / "x.tar")])
 
 
+def test_the_first_records_of_each_shard_without_an_index_on_disk(make, tmp_path):
+    source = ShardSource(expand_shards(str(make.shards(tmp_path, 2, 5))), first=2)
+    assert [source.name(n) for n in range(4)] == [
+        (str(tmp_path / f"s-{shard:03d}.tar"), f"{shard * 5 + n:05d}") for shard in range(2) for n in range(2)
+    ]
+    assert len(source) == 4
+    assert source[3].image == make.image(6)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tar", ".tar"]
+
+
 def test_shard_that_vanishes_is_a_sample_error(make, tmp_path):
     source = ShardSource(expand_shards(str(make.shards(tmp_path, 2, 1))))
     (tmp_path / "s-001.tar").unlink()

@@ -29,6 +29,19 @@ def tar(path: Path, record: dict | None, image: bytes | None = None) -> None:
             archive.addfile(info, io.BytesIO(content))
 
 
+def many(path: Path, records: list[object]) -> None:
+    """A tar of as many samples; records are made JSON, bytes stay as they are."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(buffer, "JPEG")
+    with tarfile.open(path, "w") as archive:
+        for number, record in enumerate(records):
+            text = record if isinstance(record, bytes) else json.dumps(record).encode()
+            for suffix, content in (("jpg", buffer.getvalue()), ("json", text)):
+                info = tarfile.TarInfo(f"{number:03d}.{suffix}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+
 def look(shards: str, **changes):
     return look_at_data(
         load_config("pretrain/scenes_tiny", {"data.source": "shards", "data.shards": shards, **changes}).config
@@ -70,7 +83,49 @@ def test_a_first_sample_that_does_not_do(tmp_path, record, image, expected):
 def test_missing_and_damaged_shards(tmp_path):
     assert "No shard matches" in look(f"{tmp_path}/*.tar").problems[0]
     (tmp_path / "a.tar").write_bytes(b"rubbish" * 99)
-    assert "no sample can be read from" in look(f"{tmp_path}/a.tar").problems[0]
+    problem = look(f"{tmp_path}/a.tar").problems[0]
+    assert problem.startswith("data.shards: no sample can be read: 1 shards hold no image. First problem: ")
+    tar(tmp_path / "b.tar", {"web": "one", "synthetic": "two", "detailed": "four"})
+    report = look(f"{tmp_path}/?.tar")
+    assert ["not a plain tar" in problem for problem in report.problems] == [True]
+    assert "first sample 000: JPEG" in "\n".join(report.lines)
+
+
+ALL = {"web": "one", "synthetic": "two", "detailed": "four"}
+LACKS = {"web": "one", "synthetic": "two", "detailed": " "}
+BOTH = {"captions.cls2": ["synthetic", "detailed"]}
+
+
+def test_fields_that_some_samples_lack(tmp_path):
+    """Eight of twelve shards are looked into, spread over all, and 256 records in all."""
+    for number in range(12):
+        many(tmp_path / f"{number:02d}.tar", [ALL] * 31 + [LACKS if number == 9 else ALL] + [LACKS] * 9)
+    few = look(f"{tmp_path}/*.tar", **BOTH)
+    assert few.problems == []
+    assert not list(tmp_path.glob("*.json"))  # nothing is left beside the shards
+    wanted = "captions.cls2: 1 of 256 samples looked at have no field 'detailed' (first 031 in "
+    assert [line.startswith(wanted) and line.endswith("they are skipped") for line in few.lines if "cls2" in line] == [
+        True
+    ]
+    (problem,) = look(f"{tmp_path}/*.tar", **BOTH, **{"data.max_error_rate": 0.001}).problems  # half the draws of CLS-2
+    assert "about 0.2% of samples would be skipped, data.max_error_rate is 0.1%. captions.cls2: 1 of 256" in problem
+    filled = look(f"{tmp_path}/*.tar", **BOTH, **{"captions.fallback": "detailed"})
+    assert filled.lines == few.lines  # an empty text is none
+
+
+def test_check_says_of_a_few_samples_what_the_run_makes_of_them(tmp_path):
+    many(tmp_path / "a.tar", [ALL, {"web": "one", "synthetic": "two"}, b"{", *[ALL] * 20])
+    lines = look(f"{tmp_path}/a.tar", **{"data.max_error_rate": 0.1}).lines
+    assert any(line.startswith("1 of 23 samples looked at cannot be read, first ") for line in lines)
+    problems = look(f"{tmp_path}/a.tar", **BOTH).problems
+    assert "1 of 23 samples looked at cannot be read" in problems[0]
+    assert "captions: about 2.3% of samples would be skipped" in problems[1]
+
+
+def test_names_with_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tar(tmp_path / "a:b.tar", ALL)
+    assert look("a:b.tar").problems == []
 
 
 def test_a_fallback_or_no_contrast_needs_no_fields(tmp_path):
