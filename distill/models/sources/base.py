@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from distill.errors import UserError
 from distill.models.adapted import AdaptedModel
 from distill.models.arch import Arch
 from distill.models.pair import ImageTextModel
 
 NO_NORMALISATION = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+QUICK_GELU = "QuickGELU"  # x * sigmoid(1.702 x), which CLIP's first weights were trained with
 
 OURS = ("run", "file", "tips", "hf")  # kinds whose towers are always ours, of a size that has a name
 
@@ -47,6 +49,7 @@ class SourceFacts:
     missing: str | None = None
     vocabulary: int | None = None  # of the tokenizer, where a student could take it over
     variant: str | None = None  # the released TIPS model it is, such as "TIPSv2 L/14"
+    notes: tuple[str, ...] = ()  # what else is special about it, for people
 
     @property
     def parameters(self) -> int:
@@ -57,7 +60,7 @@ class SourceFacts:
         return self.arch.patch
 
     def line(self) -> str:
-        """Source, hash, licence, normalisation, token layout, grid and parameters, in one line."""
+        """Source, hash, licence, normalisation, token layout, grid, parameters and notes, in one line."""
         parts = [
             self.source,
             f"sha256 {self.sha256[:12]}" if self.sha256 else "weights not here",
@@ -69,6 +72,7 @@ class SourceFacts:
             f"{self.image_size} px",
             f"{self.image_parameters / 1e6:,.1f} M image + {self.text_parameters / 1e6:,.1f} M text parameters",
             self.texts,
+            *self.notes,
         ]
         return "  ".join(parts)
 
@@ -84,6 +88,29 @@ class SourceFacts:
 
     def _positions(self) -> str:
         return "rotary positions" if self.position_grid is None else f"position grid {_times(self.position_grid)}"
+
+
+class Trained(NamedTuple):
+    """What weights of one shape can differ in, and only their tag says."""
+
+    mean: tuple[float, ...]  # of the three channels
+    std: tuple[float, ...]
+    quick_gelu: bool
+
+
+def need_tag(source: str, name: str, by_tag: Mapping[str, Trained], form: str) -> None:
+    """`UserError` where the weights of `name` differ by tag in how they were trained; `form`: with a tag in it."""
+    ways = set(by_tag.values())
+    parts: dict[str, set[Any]] = {
+        "mean and std": {(way.mean, way.std) for way in ways},
+        f"activation (GELU or {QUICK_GELU})": {way.quick_gelu for way in ways},
+    }
+    differ = [part for part, found in parts.items() if len(found) > 1]
+    if differ:
+        raise UserError(
+            f"{source}: the weights of {name} were not all trained with one {' and one '.join(differ)}. Say which "
+            f"these are: {form}, TAG one of {', '.join(by_tag)}."
+        )
 
 
 @dataclass

@@ -1,9 +1,11 @@
 """`timm:NAME[.TAG][@FILE]`: vision transformers of timm with patch tokens (DINOv2, DINOv3, SigLIP 2, PE, RADIO, ...).
 
-Each gets its own mean and std from its pretrained configuration, and positions for whatever size it is shown. The
-global token is the class token, or what the model pools where it has none or pools by attention; registers are dropped.
-timm's TIPSv2 models become towers of ours: their one "register" is the second CLS token, and their positions are
-resized bilinearly, as officially.
+Each gets its own mean and std from its pretrained configuration, the activation that its weights were trained with
+(QuickGELU where the configuration's notes say so), and positions for whatever size it is shown. With FILE the weights
+come from there; TAG can then be left out where all weights of NAME were trained alike. The global token is the class
+token, or what the model pools where it has none or pools by attention; registers are dropped. timm's TIPSv2 models
+become towers of ours: their one "register" is the second CLS token, and their positions are resized bilinearly, as
+officially.
 """
 
 from __future__ import annotations
@@ -25,7 +27,16 @@ from distill.errors import UserError, did_you_mean
 from distill.models import official, official_variants
 from distill.models.adapted import AdaptedModel, AdaptedTower
 from distill.models.arch import Arch
-from distill.models.sources.base import NO_NORMALISATION, OpenedModel, SourceFacts, count, files_hash
+from distill.models.sources.base import (
+    NO_NORMALISATION,
+    QUICK_GELU,
+    OpenedModel,
+    SourceFacts,
+    Trained,
+    count,
+    files_hash,
+    need_tag,
+)
 from distill.models.sources.hub import cached_file, fetch_failed, missing_weights
 from distill.models.values import ValueBlock
 from distill.models.vision import ImageOutput, VisionTower
@@ -179,6 +190,8 @@ def _name_and_file(source: str, where: str) -> tuple[str, Path | None]:
         )
     if not at and not tags:
         raise UserError(f"{source}: timm knows no weights of {arch}. Give a file: timm:{arch}@/path/model.safetensors.")
+    if at and name == arch:
+        need_tag(source, arch, {tag.partition(".")[2]: _trained(tag) for tag in tags}, f"timm:{arch}.TAG@FILE")
     return name, Path(file).expanduser() if at else None
 
 
@@ -186,6 +199,8 @@ def _build(source: str, name: str, **weights: Any) -> VisionTransformer | Eva:
     arguments: dict[str, Any] = {"num_classes": 0}
     if name.partition(".")[0] not in TWO_CLS:
         arguments["dynamic_img_size"] = True
+    if _trained(name).quick_gelu:
+        arguments["act_layer"] = "quick_gelu"
     try:
         trunk = timm.create_model(name, **arguments, **weights)
     except TypeError as error:
@@ -226,6 +241,12 @@ def _cfg(name: str) -> Any:
     return cfg if cfg is not None else timm.models.PretrainedCfg()
 
 
+def _trained(name: str) -> Trained:
+    """How the weights of `name` were trained. timm's notes say where with QuickGELU; it then builds GELU regardless."""
+    cfg = _cfg(name)
+    return Trained(tuple(cfg.mean), tuple(cfg.std), any(QUICK_GELU in note for note in cfg.notes or ()))
+
+
 def _facts(source: str, name: str, file: Path | None, trunk: Any) -> SourceFacts:
     cfg = _cfg(name)
     repo = cfg.hf_hub_id
@@ -256,6 +277,7 @@ def _facts(source: str, name: str, file: Path | None, trunk: Any) -> SourceFacts
         texts="no text tower",
         missing=None if found else missing_weights(source, repo, f"timm:{name}@/path/model.safetensors"),
         variant=official_variants.variant(arch, grid[0]) if two and grid else None,
+        notes=(QUICK_GELU,) if _trained(name).quick_gelu else (),
     )
 
 

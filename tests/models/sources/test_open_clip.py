@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import open_clip
 import pytest
 import torch
+from open_clip import factory, pretrained
+from open_clip.transformer import QuickGELU
 from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
 from distill.errors import UserError
 from distill.models.sources import describe, open_model
+from distill.models.sources import open_clip as source_module
 
 CLIP = {
     "embed_dim": 32,
@@ -123,6 +128,7 @@ def test_bad_names_and_files(pair, tmp_path):
     refused(r"no model 'ViT-B-61'\. Did you mean 'ViT-B-16'", "ViT-B-61/openai")
     refused(r"unknown weights 'opnai'\. Allowed: ViT-B-16/openai", "ViT-B-16/opnai")
     refused(r"not all trained with one mean and std.*open_clip:ViT-L-14/TAG@FILE", f"ViT-L-14@{file}")
+    refused(r"not all trained with one activation \(GELU or QuickGELU\).*TAG one of openai,", f"ViT-B-16@{file}")
     refused(r"No weights at .*absent", f"{name}@{tmp_path / 'absent.pt'}")
     content = file.read_bytes()
     (tmp_path / "short.safetensors").write_bytes(content[: len(content) // 2])
@@ -145,3 +151,67 @@ def test_weights_that_are_not_here_say_where_and_how():
 def test_a_convolutional_tower_is_refused():
     with pytest.raises(UserError, match="ModifiedResNet is no vision transformer"):
         describe("open_clip:RN50/openai")
+
+
+@pytest.fixture
+def tagged(tmp_path, monkeypatch):
+    """(a pair that was made with QuickGELU, its file): open_clip knows its weights as quick/said, by a name without."""
+    for name, more in (("quick", {}), ("quick-explicitly", {"quick_gelu": True})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**CLIP, **more}))
+        open_clip.add_model_config(tmp_path / f"{name}.json")
+    monkeypatch.setitem(pretrained._PRETRAINED, "quick", {"said": {"quick_gelu": True, "url": "x"}, "other": {}})
+    torch.manual_seed(0)
+    model = open_clip.create_model("quick-explicitly", load_weights=False).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    file = tmp_path / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in model.state_dict().items()}, file)
+    monkeypatch.setattr(factory, "download_pretrained", lambda cfg, **_: str(file))
+    return model, file
+
+
+@torch.no_grad()
+def test_weights_that_were_trained_with_quick_gelu_run_with_it(tagged, recwarn):
+    reference, file = tagged
+    images, texts = torch.rand(2, 3, 32, 32), ["a red disc", "a blue square"]
+    tokens = open_clip.get_tokenizer("quick")(texts, context_length=reference.context_length)
+    for source in (f"open_clip:quick/said@{file}", "open_clip:quick/said", f"open_clip:quick-explicitly@{file}"):
+        opened = open_model(source)
+        expected = reference.encode_image(opened.model.image.normalised(images))
+        torch.testing.assert_close(opened.model.encode_image(images)[0][:, 0], expected)
+        torch.testing.assert_close(opened.model.encode_text(texts), reference.encode_text(tokens))
+        assert "QuickGELU" in describe(source).line()
+    plain = open_model(f"open_clip:quick/other@{file}")
+    assert (plain.model.encode_image(images)[0][:, 0] - expected).abs().max() > 1e-3
+    assert (plain.model.encode_text(texts) - reference.encode_text(tokens)).abs().max() > 1e-3
+    assert "QuickGELU" not in plain.facts.line()
+    with pytest.raises(
+        UserError, match=r"not all trained with one activation.*open_clip:quick/TAG@FILE, TAG one of said"
+    ):
+        open_model(f"open_clip:quick@{file}")
+    assert not [warning for warning in recwarn if "QuickGELU mismatch" in str(warning.message)]
+
+
+def test_every_pair_has_the_activation_that_its_tag_or_name_says(monkeypatch):
+    shallow = copy.deepcopy(factory._MODEL_CONFIGS)
+    for config in shallow.values():
+        if isinstance(config["vision_cfg"].get("layers"), int):
+            config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 1
+    monkeypatch.setattr(factory, "_MODEL_CONFIGS", shallow)
+    built: dict[tuple[str, bool], set[type]] = {}
+    for name, tag in open_clip.list_pretrained():
+        config = open_clip.get_model_config(name)
+        said = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") or config.get("quick_gelu"))
+        if "timm_model_name" in config["vision_cfg"]:
+            assert not said, f"{name}/{tag}: a tower of timm has the activation of its own name"
+        if not isinstance(config["vision_cfg"].get("layers"), int) or "hf_model_name" in config["text_cfg"]:
+            continue
+        expected = said and (name, tag) != ("ViT-B-16", "dfn2b")
+        assert source_module._trained(name, tag).quick_gelu == expected, f"{name}/{tag}"
+        if (name, expected) not in built:
+            with torch.device("meta"), source_module._quiet():
+                modules = source_module._build(name, tag, load_weights=False, device="meta").modules()
+            built[name, expected] = {type(module) for module in modules if isinstance(module, QuickGELU | nn.GELU)}
+    assert all(found == {QuickGELU if quick else nn.GELU} for (_, quick), found in built.items()), built
+    assert sum(quick for _, quick in built) > 12

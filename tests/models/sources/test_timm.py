@@ -136,6 +136,52 @@ def test_weights_come_from_a_file(dinov2_file):
     assert distill.load(source).encode_text is None
 
 
+@pytest.fixture
+def clip_file(tmp_path, monkeypatch):
+    """(a small CLIP tower that was made with QuickGELU, its file), under a name that timm builds with GELU."""
+    model = random("vit_base_patch16_clip_quickgelu_224")
+    build = timm.create_model
+    monkeypatch.setattr(source_module.timm, "create_model", lambda name, **kw: build(name, **{**SMALL, **kw}))
+    save_file(model.state_dict(), tmp_path / "clip.safetensors")
+    return model, tmp_path / "clip.safetensors"
+
+
+@torch.no_grad()
+def test_weights_that_were_trained_with_quick_gelu_run_with_it(clip_file):
+    reference, file = clip_file
+    images = torch.rand(1, 3, 224, 224)
+    for name in ("vit_base_patch16_clip_224.openai", "vit_base_patch16_clip_quickgelu_224"):
+        opened = open_model(f"timm:{name}@{file}")
+        tokens = reference.forward_features(opened.model.image.normalised(images))
+        torch.testing.assert_close(opened.model.image(images).patches, tokens[:, 1:])
+        assert "QuickGELU" in describe(f"timm:{name}@{file}").line()
+    plain = open_model(f"timm:vit_base_patch16_clip_224.laion2b@{file}")
+    assert (plain.model.image(images).patches - tokens[:, 1:]).abs().max() > 1e-3
+    assert "QuickGELU" not in plain.facts.line()
+
+
+@pytest.mark.parametrize(
+    ("name", "differ", "tag"),
+    [
+        ("vit_base_patch16_224", "mean and std", "mae"),
+        ("vit_large_patch16_dinov3", "mean and std", "sat493m"),
+        ("vit_base_patch16_clip_224", r"activation \(GELU or QuickGELU\)", "openai"),
+        ("vit_large_patch14_clip_224", r"mean and std and one activation \(GELU or QuickGELU\)", "openai"),
+    ],
+)
+def test_a_file_without_a_tag_is_refused_where_tags_differ_in_what_it_would_mean(name, differ, tag, tmp_path):
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(UserError, match=rf"{name} were not .* one {differ}\. .*timm:{name}\.TAG@FILE, .*\b{tag}\b"):
+        describe(f"timm:{name}@{tmp_path / 'weights.safetensors'}")
+    assert describe(f"timm:{name}.{tag}@{tmp_path / 'weights.safetensors'}").missing is None
+
+
+def test_a_file_without_a_tag_is_taken_where_tags_agree(tmp_path):
+    (tmp_path / "weights.safetensors").touch()
+    facts = describe(f"timm:vit_base_patch16_siglip_224@{tmp_path / 'weights.safetensors'}")
+    assert facts.mean == (0.5, 0.5, 0.5)
+
+
 def test_damaged_and_other_files_are_one_clear_error(dinov2_file):
     model, folder = dinov2_file
 
