@@ -30,7 +30,7 @@ from distill.models.adapted import AdaptedModel, AdaptedText, AdaptedTower
 from distill.models.arch import Arch
 from distill.models.sources.base import QUICK_GELU, OpenedModel, SourceFacts, Trained, count, files_hash, need_tag
 from distill.models.sources.hub import cached_file, fetch_failed, missing_weights
-from distill.models.sources.timm import TimmTower, arch_of
+from distill.models.sources.timm import TimmTower, arch_of, check_patches
 from distill.models.tokenizers.open_clip import OpenClipTokenizer
 from distill.models.vision import ImageOutput
 from distill.models.weights import read_weights, shorten
@@ -56,9 +56,7 @@ def describe_source(source: str, where: str) -> SourceFacts:
     name, tag, file = _parts(source, where)
     if file is not None and not file.is_file():
         raise UserError(f"No weights at {file}, which {source} names. Give the path of a checkpoint of {name}.")
-    with torch.device("meta"), _quiet():
-        pair = _build(name, tag, load_weights=False, device="meta", pretrained_text=False)
-    return _facts(source, name, tag, file, pair)
+    return _facts(source, name, tag, file, _shape(name, tag))
 
 
 class ClipTower(AdaptedTower):
@@ -152,16 +150,25 @@ class ClipText(AdaptedText):
 
 def as_tower(source: str, name: str, visual: Any, mean: Sequence[float], std: Sequence[float]) -> AdaptedTower:
     """The image tower of a pair in our shape; `UserError` for one without patch tokens that are known here."""
-    if type(visual) is TimmModel and isinstance(visual.trunk, timm.models.VisionTransformer | timm.models.Eva):
+    _check_tower(source, visual)
+    if type(visual) is TimmModel:
         trunk = _dynamic(name, visual.trunk)
         return ClipTimmTower(trunk, visual.head, open_clip.get_model_config(name)["embed_dim"], mean, std)
-    by_token = type(visual) is VisionTransformer and visual.attn_pool is None and visual.pool_type == "tok"
-    if by_token and not visual.final_ln_after_pool:
-        return ClipTower(visual, mean, std)
-    raise UserError(
-        f"{source}: the image tower {type(visual).__name__} has no patch tokens that are known here. Allowed: vision "
-        f"transformers pooled by class token or by timm, such as open_clip:ViT-B-16-SigLIP2/webli."
-    )
+    return ClipTower(visual, mean, std)
+
+
+def _check_tower(source: str, visual: Any) -> None:
+    """`UserError` for an image tower without patch tokens that are known here."""
+    own = visual.trunk if type(visual) is TimmModel else visual
+    by_timm = isinstance(own, timm.models.VisionTransformer | timm.models.Eva)
+    by_token = type(own) is VisionTransformer and own.attn_pool is None and own.pool_type == "tok"
+    if by_timm:
+        check_patches(source, own)
+    elif not by_token or own.final_ln_after_pool:
+        raise UserError(
+            f"{source}: the image tower {type(own).__name__} has no patch tokens that are known here. Allowed: vision "
+            f"transformers pooled by class token or by timm, such as open_clip:ViT-B-16-SigLIP2/webli."
+        )
 
 
 def _dynamic(name: str, trunk: Any) -> Any:
@@ -215,6 +222,12 @@ def _build(name: str, tag: str, **how: Any) -> Any:
         return open_clip.create_model(name, force_quick_gelu=_trained(name, tag).quick_gelu, **how)
 
 
+def _shape(name: str, tag: str) -> Any:
+    """The pair without weights, on the meta device."""
+    with torch.device("meta"), _quiet():
+        return _build(name, tag, load_weights=False, device="meta", pretrained_text=False)
+
+
 def _create(source: str, name: str, tag: str, file: Path | None) -> Any:
     if file is not None:
         read_weights(file)  # refuses what is damaged before open_clip reads it
@@ -222,6 +235,7 @@ def _create(source: str, name: str, tag: str, file: Path | None) -> Any:
             return _build(name, tag, pretrained=str(file))
         except (RuntimeError, KeyError, ValueError, AssertionError) as error:
             raise UserError(f"{file} does not fit {name}: {shorten(error)}. Give the file of this model.") from error
+    _check_tower(source, _shape(name, tag).visual)  # before anything is fetched
     try:
         return _build(name, tag, pretrained=tag)
     except Exception as error:  # network, cache and hub raise many types
@@ -245,6 +259,7 @@ def _repo(name: str, tag: str) -> str | None:
 
 def _facts(source: str, name: str, tag: str, file: Path | None, pair: Any) -> SourceFacts:
     visual, repo = pair.visual, _repo(name, tag)
+    _check_tower(source, visual)
     mean, std, quick_gelu = _trained(name, tag)
     found = file or cached_file(repo, HUB_FILES)
     config = open_clip.get_model_config(name)
@@ -252,12 +267,12 @@ def _facts(source: str, name: str, tag: str, file: Path | None, pair: Any) -> So
     if type(visual) is TimmModel:
         arch = arch_of(visual.trunk, name)
         grid = None if visual.trunk.pos_embed is None else tuple(visual.trunk.patch_embed.grid_size)
-        registers = visual.trunk.num_prefix_tokens
+        registers = visual.trunk.num_prefix_tokens - (visual.trunk.global_pool == "token")
     else:
-        arch, grid, registers = _clip_arch(source, name, visual), tuple(visual.grid_size), 0
+        arch, grid, registers = _clip_arch(name, visual), tuple(visual.grid_size), 0
     tokenizer = config["text_cfg"].get("hf_tokenizer_name")
     of = f" (tokenizer {tokenizer}, fetched or cached; without it texts cannot be encoded)" if tokenizer else ""
-    size = visual.image_size
+    size = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
     return SourceFacts(
         source=source,
         kind="open_clip",
@@ -270,7 +285,7 @@ def _facts(source: str, name: str, tag: str, file: Path | None, pair: Any) -> So
         cls_tokens=1,
         registers=registers,
         position_grid=grid,
-        image_size=size[0] if isinstance(size, tuple) else size,
+        image_size=size // arch.patch * arch.patch,
         image_parameters=image,
         text_parameters=count(pair) - image,
         texts=f"text tower, {pair.vocab_size:,} tokens, {pair.context_length} a text{of}",
@@ -279,10 +294,8 @@ def _facts(source: str, name: str, tag: str, file: Path | None, pair: Any) -> So
     )
 
 
-def _clip_arch(source: str, name: str, visual: Any) -> Arch:
+def _clip_arch(name: str, visual: Any) -> Arch:
     """open_clip's own tower as plain numbers: its width is that of the space it shares with texts."""
-    if not isinstance(visual, VisionTransformer):
-        raise UserError(f"{source}: {type(visual).__name__} is no vision transformer: choose one, such as ViT-B-16.")
     block = visual.transformer.resblocks[0]
     mlp = block.mlp.c_fc.out_features
     width, heads = visual.output_dim, block.attn.num_heads

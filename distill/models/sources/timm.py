@@ -17,7 +17,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import AttentionRope, GluMlp, SwiGLU
+from timm.layers import AttentionRope, GluMlp, PatchEmbed, SwiGLU
 from timm.layers.attention import Attention
 from timm.models.eva import Eva, EvaAttention, EvaBlock
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -59,9 +59,7 @@ def describe_source(source: str, where: str) -> SourceFacts:
     name, file = _name_and_file(source, where)
     if file is not None and not file.is_file():
         raise UserError(f"No weights at {file}, which {source} names. Give the path of a .safetensors or .pth file.")
-    with torch.device("meta"):
-        trunk = _build(source, name)
-    return _facts(source, name, file, trunk)
+    return _facts(source, name, file, _shape(source, name))
 
 
 def as_tower(trunk: VisionTransformer | Eva, name: str) -> AdaptedTower | VisionTower:
@@ -114,7 +112,7 @@ class TimmTower(AdaptedTower):
 
     def _cls(self, features: Tensor) -> Tensor:
         """The global token `[B, 1, D]` of `[B, P + N, D]`."""
-        if self.trunk.attn_pool is None and self.trunk.cls_token is not None:
+        if own_token(self.trunk):
             return self._final(features)[:, :1]
         return self.trunk.forward_head(features, pre_logits=True)[:, None]
 
@@ -168,11 +166,25 @@ def _with_last(trunk: Any, last: ValueBlock) -> Any:
     return view
 
 
+def own_token(trunk: Any) -> bool:
+    """Whether its class token stands for the whole image here, rather than what it pools."""
+    return trunk.attn_pool is None and trunk.cls_token is not None
+
+
 def patch_of(trunk: Any) -> int:
-    height, width = trunk.patch_embed.patch_size
-    if height != width:
-        raise UserError(f"Patches of {height}x{width} pixels are not square: choose another model.")
-    return height
+    """The side of a patch in pixels, of a model that `check_patches` lets through."""
+    return trunk.patch_embed.patch_size[0]
+
+
+def check_patches(source: str, trunk: Any) -> None:
+    """`UserError` unless a patch is a square of pixels: hybrids count their patches in cells of a convolutional net."""
+    embed, sides = trunk.patch_embed, tuple(trunk.patch_embed.patch_size)
+    plain = isinstance(embed, PatchEmbed) and isinstance(embed.proj, nn.Conv2d) and sides[0] == sides[1]
+    if not plain or not embed.proj.kernel_size == embed.proj.stride == sides:
+        raise UserError(
+            f"{source}: its patches, by {type(embed).__name__}, are no squares of pixels side by side. Allowed: vision "
+            f"transformers with one convolution before the first block, such as timm:vit_base_patch16_dinov3.lvd1689m."
+        )
 
 
 def _name_and_file(source: str, where: str) -> tuple[str, Path | None]:
@@ -207,7 +219,14 @@ def _build(source: str, name: str, **weights: Any) -> VisionTransformer | Eva:
         raise _no_patches(source, name) from error
     if not isinstance(trunk, VisionTransformer | Eva):
         raise _no_patches(source, name)
+    check_patches(source, trunk)
     return trunk
+
+
+def _shape(source: str, name: str) -> VisionTransformer | Eva:
+    """The model without weights, on the meta device."""
+    with torch.device("meta"):
+        return _build(source, name)
 
 
 def _no_patches(source: str, name: str) -> UserError:
@@ -220,6 +239,7 @@ def _no_patches(source: str, name: str) -> UserError:
 def _create(source: str, name: str, file: Path | None) -> VisionTransformer | Eva:
     """The model with its weights, from `file` or as timm finds them."""
     if file is None:
+        _shape(source, name)  # refuses before anything is fetched
         repo = _cfg(name).hf_hub_id
         try:
             return _build(source, name, pretrained=True)
@@ -258,7 +278,7 @@ def _facts(source: str, name: str, file: Path | None, trunk: Any) -> SourceFacts
     if two:
         tower = official_variants.timm_tower(trunk)
         arch, parameters = tower.arch, count(tower)
-    own_token = trunk.attn_pool is None and trunk.cls_token is not None
+    size = (cfg.input_size or (3, 224, 224))[-1]
     return SourceFacts(
         source=source,
         kind="timm",
@@ -269,16 +289,25 @@ def _facts(source: str, name: str, file: Path | None, trunk: Any) -> SourceFacts
         mean=NO_NORMALISATION[0] if two else tuple(cfg.mean),
         std=NO_NORMALISATION[1] if two else tuple(cfg.std),
         cls_tokens=2 if two else 1,
-        registers=0 if two else trunk.num_prefix_tokens - (1 if own_token else 0),
+        registers=0 if two else trunk.num_prefix_tokens - own_token(trunk),
         position_grid=grid,
-        image_size=(cfg.input_size or (3, 224, 224))[-1],
+        image_size=size // arch.patch * arch.patch,
         image_parameters=parameters,
         text_parameters=0,
         texts="no text tower",
         missing=None if found else missing_weights(source, repo, f"timm:{name}@/path/model.safetensors"),
         variant=official_variants.variant(arch, grid[0]) if two and grid else None,
-        notes=(QUICK_GELU,) if _trained(name).quick_gelu else (),
+        notes=_notes(name, grid),
     )
+
+
+def _notes(name: str, grid: tuple[int, int] | None) -> tuple[str, ...]:
+    """What is special about the model; `grid`: rows and columns of its positions."""
+    notes: tuple[str, ...] = (QUICK_GELU,) if _trained(name).quick_gelu else ()
+    if "_radio_" in name and grid is not None:  # has a class token for each of its teachers
+        own = f"{grid[0]}x{grid[1]}"
+        notes += (f"the first of RADIO's class tokens alone, positions of other sizes from its {own}, not its 128x128",)
+    return notes
 
 
 def arch_of(trunk: Any, name: str) -> Arch:

@@ -148,9 +148,35 @@ def test_weights_that_are_not_here_say_where_and_how():
     assert "give a file: open_clip:ViT-SO400M-16-SigLIP2-384/webli@" in facts.missing
 
 
-def test_a_convolutional_tower_is_refused():
-    with pytest.raises(UserError, match="ModifiedResNet is no vision transformer"):
-        describe("open_clip:RN50/openai")
+@pytest.mark.parametrize(
+    ("source", "tower"),
+    [
+        ("RN50/openai", "image tower ModifiedResNet has no patch tokens"),
+        ("convnext_base/laion400m_s13b_b51k", "image tower ConvNeXt has no patch tokens"),
+        ("coca_ViT-B-32/laion2b_s13b_b90k", "image tower VisionTransformer has no patch tokens"),
+        ("MobileCLIP-B/datacompdr", "its patches, by HybridEmbed, are no squares of pixels"),
+    ],
+)
+def test_towers_without_patch_tokens_that_are_known_are_refused(source, tower):
+    for look in (describe, open_model):
+        with pytest.raises(UserError, match=rf"^open_clip:{source}: .*{tower}"):
+            look(f"open_clip:{source}")
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_becomes_one():
+    facts = describe("open_clip:ViT-SO400M-14-SigLIP-384/webli")
+    assert (facts.patch, facts.image_size) == (14, 27 * 14)
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+def test_a_class_token_is_a_register_only_where_patches_are_pooled(tmp_path, pool):
+    name = f"small-{pool}"
+    config = {**TIMM, "vision_cfg": {**TIMM["vision_cfg"], "timm_pool": pool}}
+    (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / f"{name}.json")
+    (tmp_path / "weights.safetensors").touch()
+    facts = describe(f"open_clip:{name}@{tmp_path / 'weights.safetensors'}")
+    assert (facts.cls_tokens, facts.registers) == (1, 0 if pool == "token" else 1)
 
 
 @pytest.fixture
@@ -210,8 +236,7 @@ def test_every_pair_has_the_activation_that_its_tag_or_name_says(monkeypatch):
         expected = said and (name, tag) != ("ViT-B-16", "dfn2b")
         assert source_module._trained(name, tag).quick_gelu == expected, f"{name}/{tag}"
         if (name, expected) not in built:
-            with torch.device("meta"), source_module._quiet():
-                modules = source_module._build(name, tag, load_weights=False, device="meta").modules()
+            modules = source_module._shape(name, tag).modules()
             built[name, expected] = {type(module) for module in modules if isinstance(module, QuickGELU | nn.GELU)}
     assert all(found == {QuickGELU if quick else nn.GELU} for (_, quick), found in built.items()), built
     assert sum(quick for _, quick in built) > 12

@@ -240,6 +240,7 @@ def test_weights_that_are_not_here_say_where_and_how(monkeypatch, tmp_path):
         ("vit_smal_patch14_dinov2", "has no model 'vit_smal_patch14_dinov2'. Did you mean 'vit_small_patch14_dinov2'"),
         ("vit_small_patch14_dinov2.nope", "unknown tag in .*Allowed: vit_small_patch14_dinov2.lvd142m"),
         ("resnet18.a1_in1k", "no vision transformer with patch tokens"),
+        ("vit_tiny_r_s16_p8_224.augreg_in21k", "its patches, by HybridEmbed, are no squares of pixels side by side"),
         ("test_vit", "knows no weights of test_vit|its weights are not on this machine"),
     ],
 )
@@ -249,6 +250,18 @@ def test_names_that_cannot_be_opened(name, match, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=match):
         open_model(f"timm:{name}")
+
+
+@pytest.mark.parametrize("name", ["vit_so400m_patch14_siglip_384", "vit_so400m_patch14_siglip_gap_384"])
+def test_a_size_that_is_no_multiple_of_the_patch_becomes_one(name):
+    facts = describe(f"timm:{name}.webli")
+    assert (facts.patch, facts.image_size, facts.position_grid) == (14, 27 * 14, (27, 27))
+
+
+def test_what_radio_loses_is_said():
+    line = describe("timm:vit_base_patch16_radio_v3.c_radio").line()
+    assert "1 CLS + 7 registers" in line
+    assert "the first of RADIO's class tokens alone, positions of other sizes from its 32x32, not its 128x128" in line
 
 
 def test_a_block_without_a_plain_value_path_is_refused():
