@@ -29,14 +29,16 @@ def pieces() -> SentencePieceTokenizer:
 
 @pytest.fixture
 def saved(tmp_path, pieces):
-    """`saved(ffn="gelu", ...)` -> path of a model whose every weight, biases too, is random."""
+    """`saved(ffn="gelu", ...)` -> path of a model whose every weight, biases too, is random. `size`: in pixels."""
 
-    def make(ffn: str = "gelu", gelu: str = "tanh", cls: int = 2, eps: float = 1e-6, **shape: int) -> Path:
+    def make(
+        ffn: str = "gelu", gelu: str = "tanh", cls: int = 2, eps: float = 1e-6, size: int = 56, **shape: int
+    ) -> Path:
         torch.manual_seed(0)
         arch = Arch("small", ffn=ffn, **({"mlp": 96 if ffn == "gelu" else 88} | SHAPE | shape))
         image = VisionTower(arch, cls_tokens=cls, position_grid=4, gelu=gelu)
         text = TextTower(arch, pieces.vocabulary, context=16, norm_eps=eps)
-        model = ImageTextModel(image, text, pieces, temperature=0.05)
+        model = ImageTextModel(image, text, pieces, temperature=0.05, image_size=size)
         with torch.no_grad():
             for parameter in (p for name, p in model.named_parameters() if name != "log_temperature"):
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from PIL import Image
 
 import distill
 from distill.errors import UserError
+from distill.models.sources import describe
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'everypatch[hf]'")
 pytest.importorskip("transformers.models.tipsv2", reason="this transformers has no TIPSv2 yet: install 5.20 or newer")
@@ -25,6 +27,21 @@ def test_transformers_loads_the_folder(saved, tmp_path, shape):
     assert (processor.size["height"], processor.do_normalize) == (56, False)
     own = distill.load(f"hf:{done.folder}")
     assert torch.allclose(own.encode_text(["a red disc"]), model.encode_text(["a red disc"]), atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_is_read_back_has_the_length_of_texts_and_the_size_of_images(saved, tmp_path):
+    path = saved(size=84)  # positions for 56 px, texts of 16 tokens
+    done = distill.export(path, "hf", tmp_path / "out")
+    model, own = distill.load(path), distill.load(f"hf:{done.folder}")
+    assert (own.text.context, own.image_size, own.image.position_grid) == (16, 84, 4)
+    facts = describe(f"hf:{done.folder}")
+    assert facts.image_size == 84
+    assert "16 a text" in facts.texts
+    picture = Image.new("RGB", (50, 40), "red")
+    assert torch.equal(own.preprocess(picture), model.preprocess(picture))
+    long = ["a red disc on a wall " * 20]
+    assert torch.allclose(own.encode_text(long), model.encode_text(long), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 The files hold the official PyTorch arrays under the prefixes `vision_encoder.` and `text_encoder.`, so they are read
 through the same key map as the official ones and checked against what `config.json` says; no code of the repository
-runs. A repository is fetched where there is a network and it is not cached. Other models: see timm: and open_clip:.
+runs. `config.json` says how long texts are, `preprocessor_config.json` (without it `config.json`) how large images. A
+repository is fetched where there is a network and it is not cached. Other models: see timm: and open_clip:.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from distill.models.vision import NORM_EPS, VisionTower
 from distill.models.weights import read_weights
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+PREPROCESSOR = "preprocessor_config.json"
 TOKENIZERS = ("tokenizer.model", "tokenizer.json")
 VISION, TEXT = "vision_encoder.", "text_encoder."
 ACTIVATIONS = {"gelu": "erf", "gelu_pytorch_tanh": "tanh"}
@@ -46,6 +48,7 @@ class _Folder:
     """The files of one model on this machine."""
 
     config: dict[str, Any]
+    preprocessor: dict[str, Any]  # empty where there is none
     weights: list[Path]
     tokenizer: Path | None
     licence: str | None
@@ -111,7 +114,9 @@ def _find(source: str, where: str, fetch: bool) -> _Folder | None:
             raise UserError(f"{root} has no {WEIGHTS}: PyTorch pickles are not read; save it as safetensors.")
         return None
     tokenizer = next((path for name in TOKENIZERS if (path := get(name)) is not None), None)
-    return _Folder(content, weights, tokenizer, _licence(get("README.md")))
+    preprocessor = get(PREPROCESSOR)
+    said = {} if preprocessor is None else _json(preprocessor)
+    return _Folder(content, said, weights, tokenizer, _licence(get("README.md")))
 
 
 def _weights(get: Any) -> list[Path]:
@@ -126,12 +131,23 @@ def _weights(get: Any) -> list[Path]:
     return [path for name in names if (path := get(name)) is not None]
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        kind = content.get("model_type")
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a model's configuration: it is damaged or not JSON. Get it again.") from error
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise _damaged(path) from error
+    if not isinstance(content, dict):
+        raise _damaged(path)
+    return content
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(f"{path} is not a model's configuration: it is damaged or not JSON. Get it again.")
+
+
+def _config(path: Path) -> dict[str, Any]:
+    content = _json(path)
+    kind = content.get("model_type")
     if kind != "tipsv2":
         raise UserError(
             f"{path} is of a {kind} model. Allowed: tipsv2. For others see timm:NAME and open_clip:NAME/TAG."
@@ -165,7 +181,7 @@ def _towers(folder: _Folder) -> tuple[VisionTower, TextTower | None]:
     if text is None:
         return image, None
     assert isinstance(text, TextTower)
-    text.set_norm_eps(folder.config.get("text_config", {}).get("layer_norm_eps", text.norm_eps))
+    text = _with_context(text, folder.config.get("text_config", {}))
     image.arch = text.arch = replace(image.arch, text_layers=text.layers, text_mlp=text.arch.text_mlp)
     return image, text
 
@@ -197,6 +213,30 @@ def _with_activation(image: VisionTower, config: dict[str, Any]) -> VisionTower:
         raise UserError(f"{CONFIG}: vision_config has hidden_act {said}, layer_norm_eps {eps:g}. Allowed: {allowed}.")
     with torch.device("meta"):
         return VisionTower.from_config({**image.config(), "gelu": ACTIVATIONS[said]})
+
+
+def _with_context(text: TextTower, config: dict[str, Any]) -> TextTower:
+    """The tower with the length of texts and the epsilon that the configuration names (released: 64, 1e-5)."""
+    context, eps = config.get("max_position_embeddings", text.context), config.get("layer_norm_eps", text.norm_eps)
+    if type(context) is not int or context < 1:
+        raise UserError(
+            f"{CONFIG}: text_config has max_position_embeddings {context}. Allowed: a whole number above 0."
+        )
+    with torch.device("meta"):
+        return TextTower.from_config({**text.config(), "context": context, "norm_eps": eps})
+
+
+def _image_size(folder: _Folder, image: VisionTower) -> int:
+    """Pixels of either side of a preprocessed image, in whole patches; the positions' where no file says it."""
+    said = folder.preprocessor.get("size") or folder.config.get("vision_config", {}).get("image_size")
+    size = said or image.position_grid * image.patch
+    sides = list(size.values()) if isinstance(size, dict) else size if isinstance(size, list) else [size]
+    if not all(type(side) is int and side == sides[0] >= image.patch for side in sides):
+        raise UserError(
+            f"{PREPROCESSOR} or {CONFIG} has the image size {said}. Allowed: height and width the same whole number, "
+            f"at least the patch's {image.patch}."
+        )
+    return sides[0] // image.patch * image.patch
 
 
 def _below(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> dict[str, tuple[int, ...]]:
@@ -235,7 +275,6 @@ def _tokenizer(path: Path) -> Tokenizer:
 
 def _facts(source: str, where: str, folder: _Folder, towers: tuple[VisionTower, TextTower | None]) -> SourceFacts:
     image, text = towers
-    size = folder.config.get("vision_config", {}).get("image_size", image.position_grid * image.patch)
     if text is None:
         texts = "no text tower"
     elif folder.tokenizer is None:
@@ -254,7 +293,7 @@ def _facts(source: str, where: str, folder: _Folder, towers: tuple[VisionTower, 
         cls_tokens=image.cls_tokens,
         registers=0,
         position_grid=(image.position_grid, image.position_grid),
-        image_size=size,
+        image_size=_image_size(folder, image),
         image_parameters=count(image),
         text_parameters=count(text),
         texts=texts,

@@ -93,6 +93,49 @@ def test_the_activation_is_the_configurations(saved):
         open_model(f"hf:{folder}")
 
 
+@pytest.mark.parametrize(
+    ("size", "side"),
+    [(None, 112), ({"height": 56, "width": 56}, 56), ({"shortest_edge": 100}, 98), ({"height": 56, "width": 70}, None)],
+)
+def test_the_size_of_images_is_the_preprocessors(saved, size, side):
+    folder, _ = saved
+    (folder / "preprocessor_config.json").write_text(
+        json.dumps({"do_normalize": False} | ({"size": size} if size else {}))
+    )
+    if side is None:
+        with pytest.raises(
+            UserError, match=r"image size \{'height': 56, 'width': 70\}\. Allowed: height and width the same"
+        ):
+            open_model(f"hf:{folder}")
+    else:
+        assert open_model(f"hf:{folder}").model.image_size == describe(f"hf:{folder}").image_size == side
+
+
+@pytest.mark.parametrize("length", [8, 100, 0, "64"])
+def test_the_length_of_texts_is_the_configurations(saved, length):
+    folder, _ = saved
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = length
+    (folder / "config.json").write_text(json.dumps(config))
+    if length in (0, "64"):
+        with pytest.raises(UserError, match=rf"max_position_embeddings {length}\. Allowed: a whole number above 0"):
+            open_model(f"hf:{folder}")
+        return
+    model = open_model(f"hf:{folder}").model
+    assert model.text.context == length
+    assert model.text.positions.shape == (length, 96)
+    assert model.encode_text(["a red disc"]).shape == (1, 96)
+
+
+def test_a_configuration_that_says_neither_has_those_of_the_released_models(saved):
+    folder, _ = saved
+    config = json.loads((folder / "config.json").read_text())
+    del config["text_config"]["max_position_embeddings"], config["vision_config"]["image_size"]
+    (folder / "config.json").write_text(json.dumps(config))
+    model = open_model(f"hf:{folder}").model
+    assert (model.text.context, model.image_size) == (64, 8 * 14)
+
+
 def test_without_a_tokenizer_texts_are_refused(saved):
     folder, _ = saved
     (folder / "tokenizer.model").unlink()
