@@ -34,7 +34,7 @@ class Reloaded:
 class Format(Protocol):
     """The functions of a format's module."""
 
-    ANY_SIZE: bool  # whether other image sizes than the native one give the original's outputs too
+    ANY_SIZE: bool  # whether other image sizes than that of the positions are taken, and give the original's outputs
 
     def check(self, opened: OpenedModel) -> None:
         """Raises UserError where the format cannot hold this model, or its packages are missing."""
@@ -49,6 +49,11 @@ class Format(Protocol):
         """For the card: Python that loads the folder `name`, and what to know about the format."""
 
 
+def native_size(image: VisionTower) -> int:
+    """Pixels of either side of an image that has as many patches as there are positions."""
+    return image.position_grid * image.patch
+
+
 @torch.no_grad()
 def compare(opened: OpenedModel, again: Reloaded, any_size: bool) -> float:
     """The largest difference between original and export, relative to the largest value (at least 1).
@@ -57,7 +62,7 @@ def compare(opened: OpenedModel, again: Reloaded, any_size: bool) -> float:
     difference when it is above `CLOSE` or not a number.
     """
     image = opened.model.image
-    side = image.position_grid * image.patch
+    side = native_size(image)
     shapes = [(1, side, side)] + ([(2, side + image.patch, max(side - image.patch, image.patch))] if any_size else [])
     shapes += [] if any_size else [(2, side, side)]
     found: dict[str, float] = {}

@@ -12,16 +12,24 @@ from distill.evals.store import read_results, same_model
 from distill.models.sources.base import OpenedModel
 
 
-def card(opened: OpenedModel, to: str, code: str, notes: list[str], difference: float, tokenizer: str | None) -> str:
-    """The text of README.md. `difference`: the largest found when it was compared; `tokenizer`: its file."""
+def card(
+    opened: OpenedModel, to: str, size: int, code: str, notes: list[str], difference: float, tokenizer: str | None
+) -> str:
+    """The text of README.md. `size`: the side in pixels that the export takes; `difference`: the largest found when it
+    was compared; `tokenizer`: its file.
+    """
     facts, model = opened.facts, opened.model
     recipe = _recipe(opened)
     lines = ["---", f"license: {facts.licence.lower() if facts.licence else 'unknown'}", "---", ""]
     lines += [f"# {facts.arch} in the format of {to}", "", facts.line(), ""]
     lines += ["## Load it", "", "```python", code, "```", "", *(f"- {note}" for note in notes), ""]
     lines += ["## Preprocessing and texts", ""]
-    lines += [f"- RGB images in [0, 1], resized to {model.image_size} x {model.image_size} px (bilinear, antialiased); "
-              f"no mean or std is removed. Sides are multiples of {model.image.patch} px."]  # fmt: skip
+    lines += [f"- RGB images in [0, 1], resized to {size} x {size} px (bilinear, antialiased); no mean or std is "
+              f"removed. Sides are multiples of {model.image.patch} px."]  # fmt: skip
+    if size != model.image_size:
+        lines += [
+            f"- The original is used at {model.image_size} px; this format takes the size of its positions alone."
+        ]
     if model.text is not None and to != "timm":
         lower = " after lower-casing" if tokenizer == "tokenizer.model" else ""
         where = (

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.export.base import compare
+from distill.export.base import compare, native_size
 from distill.export.card import card
 from distill.export.registry import find_format
 from distill.models.sources import open_model
@@ -46,7 +46,8 @@ def export(source: str | Path, to: str, out: str | Path | None = None) -> Export
         difference = compare(opened, form.reload(folder), form.ANY_SIZE)
         code, notes = form.loading(opened, target.name)
         tokenizer = next((name for name in TOKENIZERS if (folder / name).is_file()), None)
-        text = card(opened, to, code, notes, difference, tokenizer)
+        size = opened.model.image_size if form.ANY_SIZE else native_size(opened.model.image)
+        text = card(opened, to, size, code, notes, difference, tokenizer)
         (folder / "README.md").write_text(text, encoding="utf-8")
         shutil.move(folder, target)
     return Exported(target, difference)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.export.base import Reloaded, our_pair, save_tokenizer
+from distill.export.base import Reloaded, native_size, our_pair, save_tokenizer
 from distill.models import official
 from distill.models.sources.base import OpenedModel
 from distill.models.sources.hf import ACTIVATIONS, TEXT, VISION
@@ -66,7 +66,7 @@ def config(model: Any) -> dict[str, Any]:
         "mlp_ratio": mlp_ratio(image),
         "hidden_act": names[image.gelu],
         "layer_norm_eps": NORM_EPS,
-        "image_size": image.position_grid * image.patch,  # the size that the positions are for
+        "image_size": native_size(image),
         "patch_size": image.patch,
         "use_swiglu_ffn": image.arch.ffn == "swiglu",
         "num_register_tokens": 1,  # the second CLS token

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distill.export.base import Reloaded, our_image
+from distill.export.base import Reloaded, native_size, our_image
 from distill.models import official
 from distill.models.sources.base import OpenedModel
 from distill.models.vision import VisionTower
@@ -32,7 +32,7 @@ def write(opened: OpenedModel, folder: Path) -> None:
     image = our_image(opened, "timm")
     weights = {name: value.detach().clone().contiguous() for name, value in official.to_official(image, "timm").items()}
     save_file(weights, folder / "model.safetensors")
-    side = image.position_grid * image.patch
+    side = native_size(image)
     config = {
         "architecture": architecture(image),
         "num_classes": 0,
@@ -56,7 +56,7 @@ def architecture(image: VisionTower) -> str:
 def model_args(image: VisionTower) -> dict[str, Any]:
     """The arguments of timm's VisionTransformer that give this tower, JSON-able."""
     swiglu = image.arch.ffn == "swiglu"
-    side, hidden = image.position_grid * image.patch, image.arch.mlp * (2 if swiglu else 1)
+    side, hidden = native_size(image), image.arch.mlp * (2 if swiglu else 1)
     ratio = hidden / image.width
     return {
         "img_size": side,

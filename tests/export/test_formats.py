@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import distill
 from distill.errors import UserError
@@ -33,6 +36,21 @@ def test_timm_builds_the_image_tower_from_the_folder(saved, tmp_path, shape):
     assert torch.allclose(trunk.forward_features(images), torch.cat([cls, patches], dim=1), atol=1e-4)
     assert trunk.pretrained_cfg["mean"] == [0, 0, 0] or trunk.pretrained_cfg["mean"] == (0, 0, 0)
     assert "bicubic" in (done.folder / "README.md").read_text()
+
+
+@torch.no_grad()
+def test_the_size_in_the_card_of_timm_is_the_one_that_it_takes(saved, tmp_path):
+    path = saved(size=84)  # positions for 56 px
+    card = (distill.export(path, "timm", tmp_path / "out").folder / "README.md").read_text()
+    size = int(re.search(r"resized to (\d+) x \1 px", card)[1])
+    trunk = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    images = distill.load(path).preprocess(Image.new("RGB", (50, 40), "red"), size)[None]
+    assert trunk.forward_features(images).shape == (1, 2 + 4 * 4, 64)
+    assert trunk.pretrained_cfg["input_size"][1:] == [size, size]
+    assert "The original is used at 84 px" in card
+    card = (distill.export(path, "safetensors", tmp_path / "own").folder / "README.md").read_text()
+    assert "resized to 84 x 84 px" in card
+    assert "The original is used" not in card
 
 
 @pytest.mark.parametrize(
