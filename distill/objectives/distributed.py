@@ -46,6 +46,14 @@ def all_reduce_max(x: Tensor) -> Tensor:
     return largest
 
 
+def from_first_rank(x: Tensor) -> Tensor:
+    """Rank 0's `x`, same shape on every rank; detached, `x` is left as it is."""
+    first = x.detach().clone()
+    if world_size() > 1:
+        dist.broadcast(first, src=0)
+    return first
+
+
 def all_gather_with_grad(x: Tensor) -> Tensor:
     """Rows of all ranks in rank order: `[b, ...]` to `[ranks * b, ...]`; b must be the same on every rank.
 

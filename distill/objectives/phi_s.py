@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import UserError
+from distill.objectives.distributed import from_first_rank
 from distill.objectives.moments import Moments
 from distill.objectives.precision import full
 
@@ -44,13 +45,18 @@ class PhiSNorm(nn.Module):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Works out the map from everything accumulated on all ranks."""
+        """Works out the map from everything accumulated on all ranks, and takes rank 0's.
+
+        Axes are eigenvectors: their signs, and those of equal variances, are up to the library and the machine.
+        """
         assert self.moments is not None, "already settled"
         variances, axes = torch.linalg.eigh(self.moments.covariance().cpu())  # [D], [D, D] axes are columns
         mean_variance = variances.clamp_min(0).mean().clamp_min(self.eps)
         self.mean.copy_(self.moments.mean())
         self.rotation.copy_(hadamard(len(variances)).double() @ axes.T)
         self.scale.copy_(mean_variance.rsqrt())
+        for part in (self.mean, self.rotation, self.scale):
+            part.copy_(from_first_rank(part))
         self.moments = None
 
     @torch.no_grad()

@@ -14,9 +14,16 @@ from torch import Tensor
 
 from distill.objectives.cls_distillation import cls_distillation_loss, feature_cls_loss
 from distill.objectives.contrastive import contrastive_loss, contrastive_loss_plain
-from distill.objectives.distributed import all_gather_with_grad, all_reduce_max, all_reduce_mean, all_reduce_sum
+from distill.objectives.distributed import (
+    all_gather_with_grad,
+    all_reduce_max,
+    all_reduce_mean,
+    all_reduce_sum,
+    from_first_rank,
+)
 from distill.objectives.moments import Moments
 from distill.objectives.patch_distillation import FeatureNorm, feature_patch_loss, prototype_patch_loss
+from distill.objectives.phi_s import PhiSNorm
 from distill.objectives.prototypes import Center, PrototypeTargets, sinkhorn
 from teachers.heads.calibration import mean_entropy
 from teachers.heads.kmeans import SphericalKMeans
@@ -100,9 +107,26 @@ def compute(rank: int, ranks: int) -> dict[str, Tensor]:
     moments = Moments(WIDTH)
     moments.add(teacher[own])
     out |= {"moments mean": moments.mean(), "moments covariance": moments.covariance()}
+    features = teacher[own].flatten(0, 1)[:, :4]  # a width that has a Hadamard matrix
+    out |= {f"phi_s {name}": value for name, value in _phi_s(features, flip=rank > 0).items()}
+    out["first"] = from_first_rank(torch.full((2,), 7.0 + rank))
     out["sum"] = all_reduce_sum(images[own].sum(dim=0))
     out["max"] = all_reduce_max(images[own].amax(dim=0))
     return out
+
+
+def _phi_s(features: Tensor, flip: bool) -> dict[str, Tensor]:
+    """The settled map of `[T, 4]`; `flip`: eigenvectors come out with other signs, as on another machine."""
+    norm = PhiSNorm(4).double()
+    norm.accumulate(features)
+    eigh = torch.linalg.eigh
+    if flip:
+        torch.linalg.eigh = lambda x: (eigh(x)[0], -eigh(x)[1])
+    try:
+        norm.settle()
+    finally:
+        torch.linalg.eigh = eigh
+    return norm.state_dict()
 
 
 def work(rank: int, ranks: int, folder: str) -> None:

@@ -14,6 +14,7 @@ from distill.objectives.distributed import (
     all_reduce_max,
     all_reduce_mean,
     all_reduce_sum,
+    from_first_rank,
     rank,
     world_size,
 )
@@ -25,7 +26,7 @@ def test_without_a_process_group_the_collectives_are_the_identity():
     x = torch.arange(6.0).view(2, 3).requires_grad_()
     assert (rank(), world_size()) == (0, 1)
     assert all_gather_with_grad(x) is x
-    for reduce in (all_reduce_sum, all_reduce_mean, all_reduce_max):
+    for reduce in (all_reduce_sum, all_reduce_mean, all_reduce_max, from_first_rank):
         result = reduce(x)
         assert torch.equal(result, x)
         assert not result.requires_grad
