@@ -207,6 +207,8 @@ def test_weights_that_were_trained_with_quick_gelu_run_with_it(tagged, recwarn):
         expected = reference.encode_image(opened.model.image.normalised(images))
         torch.testing.assert_close(opened.model.encode_image(images)[0][:, 0], expected)
         torch.testing.assert_close(opened.model.encode_text(texts), reference.encode_text(tokens))
+        tower = source_module.ClipTower(reference.visual, opened.facts.mean, opened.facts.std)
+        torch.testing.assert_close(opened.model.image.dense(images), tower.dense(images))  # the value path too
         assert "QuickGELU" in describe(source).line()
     plain = open_model(f"open_clip:quick/other@{file}")
     assert (plain.model.encode_image(images)[0][:, 0] - expected).abs().max() > 1e-3
@@ -231,11 +233,10 @@ def test_every_pair_has_the_activation_that_its_tag_or_name_says(monkeypatch):
         said = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu") or config.get("quick_gelu"))
         if "timm_model_name" in config["vision_cfg"]:
             assert not said, f"{name}/{tag}: a tower of timm has the activation of its own name"
-        if not isinstance(config["vision_cfg"].get("layers"), int) or "hf_model_name" in config["text_cfg"]:
-            continue
         expected = said and (name, tag) != ("ViT-B-16", "dfn2b")
         assert source_module._trained(name, tag).quick_gelu == expected, f"{name}/{tag}"
-        if (name, expected) not in built:
+        own = isinstance(config["vision_cfg"].get("layers"), int) and "hf_model_name" not in config["text_cfg"]
+        if own and (name, expected) not in built:
             modules = source_module._shape(name, tag).modules()
             built[name, expected] = {type(module) for module in modules if isinstance(module, QuickGELU | nn.GELU)}
     assert all(found == {QuickGELU if quick else nn.GELU} for (_, quick), found in built.items()), built
