@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +18,16 @@ DEEPEST = 8  # levels of nesting; the schema has four
 
 @dataclass(frozen=True)
 class Entry:
-    """`path` is set to `value`, at `where`. `raw` is the text the value was parsed from, when there is one."""
+    """`path` is set to `value`, at `where`. `raw` is the text the value was parsed from, when there is one.
+
+    `part`: it is an item's key of a list of sections, whose `NewList` came before and holds all of it.
+    """
 
     path: tuple[str, ...]
     value: Any
     where: str
     raw: str | None = None
+    part: bool = False
 
     @property
     def key(self) -> str:
@@ -30,9 +36,13 @@ class Entry:
 
 @dataclass(frozen=True)
 class NewList:
-    """As a value: the list of sections at this path is replaced by one of `length` fresh items."""
+    """As a value: the list of sections at this path is replaced by one of `length` fresh items.
+
+    `content`: the list as it was given, where it was not a file's.
+    """
 
     length: int
+    content: Any = None
 
 
 @dataclass(frozen=True)
@@ -168,14 +178,35 @@ def read_overrides(overrides: list[str]) -> tuple[list[Entry], list[Problem]]:
     return entries, problems
 
 
-def from_object(path: tuple[str, ...], value: Any, where: str, raw: str | None = None) -> Iterator[Entry]:
-    """Entries of a Python value: dictionaries become sections, lists of dictionaries lists of sections."""
+def from_object(
+    path: tuple[str, ...], value: Any, where: str, raw: str | None = None, part: bool = False
+) -> Iterator[Entry]:
+    """Entries of a Python value: dictionaries become sections, lists of dictionaries lists of sections.
+
+    Paths are taken as text, NumPy's numbers and arrays as Python's.
+    """
+    value = _plain(value)
     if isinstance(value, dict):
         for key, inner in value.items():
-            yield from from_object((*path, *str(key).split(".")), inner, where)
-    elif isinstance(value, list | tuple) and any(isinstance(item, dict) for item in value):
-        yield Entry(path, NewList(len(value)), where)
+            yield from from_object((*path, *str(key).split(".")), inner, where, part=part)
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        yield Entry(path, NewList(len(value), value), where, raw, part)
         for index, item in enumerate(value):
-            yield from from_object((*path, str(index)), item, where)
+            yield from from_object((*path, str(index)), item, where, part=True)
     else:
-        yield Entry(path, list(value) if isinstance(value, tuple) else value, where, raw)
+        yield Entry(path, value, where, raw, part)
+
+
+def _plain(value: Any) -> Any:
+    """`value` of Python's own types, as YAML has them, where it has such a meaning; else as it is."""
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, int | float):
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    return value

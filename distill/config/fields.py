@@ -159,6 +159,8 @@ def _convert(leaf: Leaf, value: Any, raw: str | None) -> Any:
     if leaf.kind is str:
         if isinstance(value, bool | dict | list):
             raise ValueError(f"{_text(value, raw)!r} is not text; if you mean the word, write it in quotes")
+        if not isinstance(value, str | int | float):
+            raise fail
         return value if isinstance(value, str) else _text(value, raw)
     if value == MISSING:
         raise ValueError(f"'{MISSING}' (to be supplied) is only for keys that take text")

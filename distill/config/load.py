@@ -100,10 +100,10 @@ def _read_chain(
 
 
 def _as_words(given: list[Entry]) -> list[str]:
-    """The overrides as `key=value` words that can be typed again."""
+    """The overrides as `key=value` words that can be typed again; a list of sections is one word."""
     words = []
     for entry in given:
-        if not isinstance(entry.value, NewList):
-            text = entry.raw if entry.raw is not None else json.dumps(entry.value)
-            words.append(f"{entry.key}={text}")
+        if not entry.part:
+            content = entry.value.content if isinstance(entry.value, NewList) else entry.value
+            words.append(f"{entry.key}={entry.raw if entry.raw is not None else json.dumps(content)}")
     return words

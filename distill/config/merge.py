@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import typing
 from typing import Any
@@ -116,7 +117,8 @@ def typed(values: dict[str, Value]) -> tuple[dict[str, Value], list[Problem]]:
         content, raw = value.value, value.raw
         try:
             if "${" in str(content):
-                tree = tree if tree is not None else OmegaConf.create(nested({k: v.value for k, v in values.items()}))
+                _check_form(content)
+                tree = tree if tree is not None else _tree(values)
                 content, raw = _reference(tree, key), None
             result[key] = Value(check_value(leaf_of(key), content, raw), value.where, value.raw)
         except ValueError as error:
@@ -135,13 +137,37 @@ def _rank(key: str) -> tuple[int, int, int]:
     return first, int(rest.split(".")[0]), place
 
 
+def _tree(values: dict[str, Value]) -> Any:
+    """Every value, where references are looked up; without those that are written wrongly, which are reported."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        with contextlib.suppress(ValueError):
+            _check_form(value.value)
+            kept[key] = value.value
+    return OmegaConf.create(nested(kept))
+
+
+def _check_form(content: Any) -> None:
+    """Raises `ValueError` where `${` opens something that is no reference."""
+    if "${" in str(content):
+        try:
+            OmegaConf.create([content])
+        except OmegaConfBaseException as error:
+            raise ValueError(
+                f"{str(content)!r} is no reference to another key, ${{other.key}}: {_why(error)}"
+            ) from None
+
+
 def _reference(tree: Any, key: str) -> Any:
     try:
         content = OmegaConf.select(tree, key, throw_on_missing=True)
         return OmegaConf.to_container(content, resolve=True) if OmegaConf.is_config(content) else content
     except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{reason} (write \\${{...}} for a literal dollar and brace)") from None
+        raise ValueError(_why(error)) from None
+
+
+def _why(error: OmegaConfBaseException) -> str:
+    return f"{str(error).splitlines()[0]} (write \\${{...}} for a literal dollar and brace)"
 
 
 def nested(flat: dict[str, Any]) -> dict[str, Any]:

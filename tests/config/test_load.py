@@ -6,9 +6,11 @@ import math
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.config.load import ConfigError, load_config
@@ -122,6 +124,9 @@ def test_several_problems_say_how_many(write):
         ("mask..ratio=3", "stray dot"),
         ("train.steps=???", "only for keys that take text"),
         ("train.steps=${train.stepz}", "write \\${...} for a literal"),
+        ("name=a${b", "name: 'a${b' is no reference to another key, ${other.key}: "),
+        ("name=a${b c}", "write \\${...} for a literal"),
+        ("captions.cls1=['${']", "captions.cls1: "),
     ],
 )
 def test_what_a_wrong_override_gets(problems, override, expected):
@@ -205,6 +210,52 @@ def test_python_overrides_dotted_nested_and_lists(write):
     assert (resolved.config.optim.lr, resolved.config.train.steps) == (1e-2, 5)
     assert resolved.config.students == [StudentConfig(name="x", arch="tiny/14")]
     assert resolved.provenance["optim.lr"] == "python"
+
+
+def test_a_wrong_reference_leaves_the_others_alone(problems, write):
+    (line,) = problems("seed: 3\nguard: {every: '${seed}'}\nname: 'a${b'\n")
+    assert line.startswith("my.yaml:3: name: ")
+    assert load_config(write("seed: 3\nguard: {every: '${seed}'}\n"), [r"name=a\${b"]).config.name == "a${b"
+
+
+def test_python_paths_and_numbers_of_numpy(write):
+    changes = {
+        "data": {"source": "shards", "shards": Path("a") / "b.tar"},
+        "students": [{"name": "x", "init": Path("m.pt")}],
+        "captions.cls1": ("alt",),
+        "train.steps": np.int64(5),
+        "optim": {"lr": np.float32(0.5), "betas": np.array([0.25, 0.5])},
+        "log.tensorboard": np.bool_(False),
+    }
+    resolved = load_config(write("# empty\n"), changes)
+    config = resolved.config
+    assert (config.data.shards, config.students[0].init) == ("a/b.tar", "m.pt")
+    assert (config.train.steps, config.optim.lr, config.optim.betas) == (5, 0.5, [0.25, 0.5])
+    assert config.log.tensorboard is False
+    assert asdict(load_config("my.yaml", resolved.overrides).config) == asdict(config)
+
+
+@pytest.mark.parametrize("value", [object(), b"x", {1, 2}])
+def test_python_values_of_another_kind_are_refused(write, value):
+    with pytest.raises(ConfigError, match=r"python: name: .* is not text"):
+        load_config(write("# empty\n"), {"name": value})
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["students=[{name: c, arch: S/14}, {name: d, arch: tiny/14}, {name: e}]", "students.d.depth=2", "seed=1"],
+        {"students": [{"name": "c", "arch": "S/14"}, {"name": "d"}, {"name": "e"}], "students.1": {"depth": 2}},
+        {"optim": {"lr": 0.1}, "students": [{"name": "c"}]},
+        ["students={b: {arch: g/14}, init: layers}"],
+    ],
+    ids=str,
+)
+def test_the_overrides_that_are_kept_give_the_same_again(write, overrides):
+    resolved = load_config(write(TWO), overrides)
+    again = load_config(write(TWO), resolved.overrides)
+    assert asdict(again.config) == asdict(resolved.config)
+    assert again.overrides == resolved.overrides
 
 
 @pytest.mark.parametrize(
@@ -335,6 +386,7 @@ TEXT = st.text(st.characters(codec="utf-8", exclude_categories=("Cs", "Cc")), ma
 )
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     lr=st.floats(min_value=1e-30, max_value=1e30, exclude_min=True),
     seed=st.integers(0, 2**62),
