@@ -6,6 +6,7 @@ import pytest
 
 from distill.config.load import load_config
 from distill.config.recipes import header, shipped
+from distill.preflight.cost import step_cost
 from distill.preflight.counts import count_models
 from teachers.meeting import plan
 
@@ -62,6 +63,16 @@ def test_the_schedules_of_the_paper():
     assert numbers("pretrain/tipsv2_l14") == (100_000, 8192, 224, 98)
     assert numbers("pretrain/tipsv2_b14") == (100_000, 8192, 224, 98)
     assert numbers("distill/l14_b14_from_g14") == (90_000, 8192, 224, 98)
+
+
+def test_the_second_stage_costs_what_its_header_says():
+    def operations(name: str) -> float:
+        config = load_config(name).config
+        return step_cost(config, count_models(config), "bf16").flops * config.train.steps
+
+    share = operations("pretrain/tipsv2_g14_highres") / operations("pretrain/tipsv2_g14")
+    assert round(1 / share) == 6
+    assert "a sixth of the first stage's compute" in header(RECIPES["pretrain/tipsv2_g14_highres"]).costs
 
 
 def test_pretraining_masks_and_averages_the_head_distillation_does_neither():
