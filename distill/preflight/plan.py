@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import torch
 
+from distill.config import rules
 from distill.config.load import load_config
 from distill.config.resolved import Resolved
 from distill.config.schema import Config
@@ -166,32 +167,46 @@ def _plan(resolved: Resolved, counts: Counts, precision: str, device: str, sourc
 
 
 def ways_to_fit(config: Config, counts: Counts, precision: str, device: Device, capacity: float) -> list[Way]:
-    """For each kind of checkpointing, without and with spread weights, the fewest micro-batches that fit.
+    """For each kind of checkpointing, with whole and with spread weights, the fewest micro-batches that fit.
 
-    The quickest first, at most three; empty when not even one image at a time fits.
+    Settings say all that must be added to the recipe, so `none` and `ddp` too where it has something else. The quickest
+    first, at most three; empty when not even one image at a time fits.
     """
+    strategies = ("ddp", "fsdp") if config.train.devices > 1 else (config.train.strategy,)
     found: list[Way] = []
-    devices = config.train.devices
-    for spread in dict.fromkeys((1, devices)):
+    for strategy in strategies:
         for kind in CHECKPOINTING:
-            way = _fewest_micro_batches(config, counts, precision, device, Layout(spread, kind), capacity)
+            way = _fewest_micro_batches(config, counts, precision, device, strategy, kind, capacity)
             if way is not None:
                 found.append(way)
     return sorted(found, key=lambda way: (round(math.log(way.seconds), 2), len(way.settings)))[:3]  # to 1 % of the time
 
 
 def _fewest_micro_batches(
-    config: Config, counts: Counts, precision: str, device: Device, layout: Layout, capacity: float
+    config: Config, counts: Counts, precision: str, device: Device, strategy: str, checkpointing: str, capacity: float
 ) -> Way | None:
     images = config.train.batch // config.train.devices
     for accumulate in (n for n in range(config.train.accumulate, images + 1) if images % n == 0):
-        changed = replace(config, train=replace(config.train, accumulate=accumulate))
-        cost = step_cost(changed, counts, precision, layout)
-        if cost.total_memory > capacity:
-            continue
-        parts = gpu_seconds(changed, counts, cost.passes, precision, device, layout)
-        settings = [f"train.accumulate={accumulate}"] if accumulate != config.train.accumulate else []
-        settings += ["train.strategy=fsdp"] if layout.spread > 1 else []
-        settings += [f"train.checkpointing={layout.checkpointing}"] if layout.checkpointing != "none" else []
-        return Way(settings, cost.total_memory, sum(parts.values()))
+        train = replace(config.train, accumulate=accumulate, strategy=strategy, checkpointing=checkpointing)
+        changed = replace(config, train=train)
+        cost = step_cost(changed, counts, precision)
+        if cost.total_memory <= capacity:
+            if _errors(changed) - _errors(config):
+                return None
+            parts = gpu_seconds(changed, counts, cost.passes, precision, device, Layout.of(changed))
+            return Way(_settings(config, changed), cost.total_memory, sum(parts.values()))
     return None
+
+
+def _errors(config: Config) -> set[str]:
+    """What `distill check` would refuse `config` for."""
+    return {finding.text for finding in rules.check(config) if not finding.warning}
+
+
+def _settings(before: Config, after: Config) -> list[str]:
+    """What to add to `before` so that it trains as `after`; `auto` is ddp."""
+    was, now = before.train, after.train
+    settings = [f"train.accumulate={now.accumulate}"] if now.accumulate != was.accumulate else []
+    spread = [train.strategy == "fsdp" for train in (was, now)]
+    settings += [f"train.strategy={now.strategy}"] if spread[0] != spread[1] else []
+    return settings + ([f"train.checkpointing={now.checkpointing}"] if now.checkpointing != was.checkpointing else [])

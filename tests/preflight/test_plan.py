@@ -72,10 +72,34 @@ def test_ways_fit_and_the_quickest_comes_first():
     assert all(way.memory <= plan.capacity for way in plan.ways)
     times = [way.seconds for way in plan.ways]
     assert times == pytest.approx(sorted(times), rel=0.02)
-    settings = " ".join(plan.ways[0].settings)
-    known = [word for word in plan.ways[0].settings if word.startswith("train.accumulate=")]
-    again, _ = make_plan("pretrain/tipsv2_b14", ["gpus=8", "gpu=a100-40", *known])
-    assert again.fits or known != settings.split()  # what the way promises holds for the recipe itself
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "proposed", "refused"),
+    [
+        ("pretrain/tipsv2_b14", ["gpu=a100-40"], "train.accumulate=8 train.strategy=fsdp", "ddp"),
+        ("pretrain/tipsv2_g14_highres", [], "train.accumulate=64 train.checkpointing=none", "selective"),
+        ("pretrain/tipsv2_g14", ["train.strategy=fsdp"], "train.accumulate=64 train.strategy=ddp", "fsdp"),
+        ("pretrain/tipsv2_b14", ["gpu=a100-40", "optim.name=adafactor"], "train.accumulate=8", "fsdp"),
+        ("pretrain/tipsv2_b14", ["gpu=a100-40", "train.precision=fp16"], "train.accumulate=8", "fsdp"),
+        ("distill/l14_b14_from_g14", [], "train.accumulate=16 train.strategy=fsdp", "ddp"),
+    ],
+)
+def test_every_way_planned_again_is_valid_and_gives_what_it_promised(recipe, words, proposed, refused):
+    words = ["gpus=8", *words]
+    plan, _ = make_plan(recipe, words)
+    assert proposed in [" ".join(way.settings) for way in plan.ways]
+    for way in plan.ways:
+        assert refused not in " ".join(way.settings)
+        again, _ = make_plan(recipe, [*words, *way.settings])
+        assert again.fits
+        assert (again.cost.total_memory, again.seconds) == (way.memory, way.seconds)
+
+
+def test_one_device_has_nothing_to_spread():
+    plan, _ = make_plan("pretrain/tipsv2_b14", ["gpus=1", "train.strategy=fsdp"])
+    assert plan.ways
+    assert not any("strategy" in word for way in plan.ways for word in way.settings)
 
 
 def test_nothing_fits_into_nothing():
