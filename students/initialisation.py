@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -10,12 +11,17 @@ from torch import Tensor
 
 from distill.config.schema import Config, StudentConfig
 from distill.errors import UserError
+from distill.models.arch import Arch
+from distill.models.outline import Outline
 from distill.models.pair import ImageTextModel
 from distill.models.sources import load
 from distill.models.text import TextTower
 from distill.models.vision import VisionTower
-from students.selection import evenly_spaced, select_image, select_text
+from students.fitting import check_image, check_text, choose_layers, key_of
+from students.selection import select_image, select_text
 
+FROM_TEACHER = ("teacher", "layers", "selection")  # the other starts but scratch are sources
+OF_BLOCKS = ("layers", "selection")  # those that choose among its blocks
 _SHOWN = 3
 
 
@@ -28,10 +34,14 @@ def initialise(
     copies a teacher of the same width and patch with only the chosen blocks. `selection` takes evenly spaced blocks,
     heads and channels of a larger teacher (see `students.selection`). Anything else is a source of a model whose
     towers are ours (see `distill.models.sources`). The contrastive temperature always starts from the recipe.
-    `UserError` when something does not fit.
+    `UserError` when something does not fit (see `students.fitting`).
     """
-    _initialise_vision(model.image, student, teacher)
-    _initialise_text(model, cfg.text.init, teacher)
+    if student.init != "scratch":
+        source = teacher if student.init in FROM_TEACHER else load(student.init)
+        start_image(model.image, student, key_of(student, cfg), source)
+    if cfg.text.init != "scratch":
+        source = teacher if cfg.text.init in FROM_TEACHER else load(cfg.text.init)
+        start_text(model, student.name, cfg.text.init, source)
 
 
 def apply_freeze(model: ImageTextModel, freeze: Iterable[str], freeze_text: bool = False) -> None:
@@ -39,89 +49,68 @@ def apply_freeze(model: ImageTextModel, freeze: Iterable[str], freeze_text: bool
     model.freeze({*freeze, *(["text"] if freeze_text else [])})
 
 
-def _initialise_vision(tower: VisionTower, student: StudentConfig, teacher: ImageTextModel | None) -> None:
-    if student.init == "scratch":
-        return
-    if student.init in ("teacher", "layers", "selection"):
-        source = _need_teacher("students.init", student.init, teacher).image
-    else:
-        source = load(student.init).image
-    _check_tower(source, tower, student.init)
+def start_image(tower: VisionTower, student: StudentConfig, key: str, source: ImageTextModel | Outline | None) -> None:
+    """Fills `tower` from `source` (None: there is no teacher) as `student.init` says, which is not scratch.
+
+    `key`: the student's, as `students.0`. Raises `UserError` when it does not fit. On the meta device that is all.
+    """
+    what = f"{key}.init: {student.init}"
+    theirs = _our_tower(what, _need_teacher(what, source).image, tower.gelu)
+    check_image(key, student, tower.arch, theirs.arch)
+    layers = choose_layers(key, student, tower.depth, theirs.depth) if student.init in OF_BLOCKS else []
     if student.init == "layers":
-        weights = _pick_layers(source, _layers(tower, source, student))
-        _copy(tower, weights, "students.init: layers", "Choose an arch of the teacher's width, patch and CLS count.")
+        weights = _pick_layers(theirs, layers)
     elif student.init == "selection":
-        weights = select_image(source, tower, _layers(tower, source, student))
-        fix = "Choose the teacher's patch, CLS count and vision.position_grid."
-        _copy(tower, weights, "students.init: selection", fix)
-    elif student.init == "teacher":
-        fix = "For a shallower student of the same width use init: layers."
-        _copy(tower, source.state_dict(), "students.init: teacher", fix)
+        weights = select_image(theirs, tower, layers)
     else:
-        fix = f"That model is {source.arch.name}, {source.depth} blocks: use its shape."
-        _copy(tower, source.state_dict(), f"students.init: {student.init}", fix)
+        weights = theirs.state_dict()
+    fix = (
+        f"It has patch {theirs.patch}, {theirs.cls_tokens} CLS tokens and vision.position_grid={theirs.position_grid}."
+    )
+    _copy(tower, weights, f"{what} does not fit student '{student.name}'", fix)
 
 
-def _initialise_text(model: ImageTextModel, init: str, teacher: ImageTextModel | None) -> None:
-    if init == "scratch":
-        return
-    from_teacher = init in ("teacher", "selection")
-    source = _need_teacher("text.init", init, teacher) if from_teacher else load(init)
+def start_text(model: ImageTextModel, name: str, init: str, source: ImageTextModel | Outline | None) -> None:
+    """As `start_image`, for the text tower of the student `name`, as `init` says."""
+    what = f"text.init: {init}"
+    source = _need_teacher(what, source)
     if not isinstance(source.text, TextTower):
         raise UserError(
-            f"text.init: {init} has no text tower of ours to copy: use scratch, or a source such as "
+            f"{what} has no text tower of ours to copy: use scratch, or a source such as "
             f"tips:VISION.npz+TEXT.npz+TOKENIZER.model."
         )
     if source.tokenizer is None:
-        raise UserError(f"text.init: {init} comes without its tokenizer: add +TOKENIZER.model to the source.")
+        raise UserError(f"{what} comes without its tokenizer: add +TOKENIZER.model to the source.")
     if source.tokenizer.state() != model.tokenizer.state():
-        raise UserError(
-            f"text.init: {init} has another tokenizer, so its embeddings mean other words: use its tokenizer."
-        )
+        raise UserError(f"{what} has another tokenizer, so its embeddings mean other words: use its tokenizer.")
+    check_text(init, name, _text_arch(model.text), _text_arch(source.text))
+    weights = select_text(source.text, model.text) if init == "selection" else source.text.state_dict()
+    fix = f"That text tower has {source.text.vocabulary:,} tokens: use its tokenizer, or scratch."
+    _copy(model.text, weights, f"{what} does not fit student '{name}'", fix)
     model.text.set_norm_eps(source.text.norm_eps)
-    if init == "selection":
-        _copy(model.text, select_text(source.text, model.text), "text.init: selection", "Choose a smaller arch.")
-        return
-    fix = f"That text tower has width {source.text.width} and {source.text.layers} layers: use its shape, or scratch."
-    _copy(model.text, source.text.state_dict(), f"text.init: {init}", fix)
 
 
-def _check_tower(source: object, tower: VisionTower, init: str) -> None:
+def _text_arch(text: TextTower) -> Arch:
+    """Its shape with the number of layers that it has, rather than its size's."""
+    return replace(text.arch, text_layers=text.layers)
+
+
+def _our_tower(what: str, source: object, gelu: str) -> VisionTower:
     """Refuses weights of a tower that computes something else with them."""
     if not isinstance(source, VisionTower):
         raise UserError(
-            f"students.init: {init} is not a tower of ours, so its weights mean nothing here: it can teach. To start "
+            f"{what} is not a tower of ours, so its weights mean nothing here: it can teach. To start "
             f"from one use run:, file:, tips:, hf: or timm's TIPSv2."
         )
-    if source.gelu != tower.gelu and source.arch.ffn == "gelu":
-        raise UserError(f"students.init: {init} was trained with vision.gelu={source.gelu}, not {tower.gelu}: set it.")
+    if source.gelu != gelu and source.arch.ffn == "gelu":
+        raise UserError(f"{what} was trained with vision.gelu={source.gelu}, not {gelu}: set it.")
+    return source
 
 
-def _need_teacher(key: str, value: str, teacher: ImageTextModel | None) -> ImageTextModel:
+def _need_teacher(what: str, teacher: ImageTextModel | Outline | None) -> ImageTextModel | Outline:
     if teacher is None:
-        raise UserError(
-            f"{key}: {value} needs a teacher model (teacher.mode frozen or cotrained): use scratch or a path."
-        )
+        raise UserError(f"{what} needs a teacher model (teacher.mode frozen or cotrained): use scratch or a path.")
     return teacher
-
-
-def _layers(tower: VisionTower, teacher: VisionTower, student: StudentConfig) -> list[int]:
-    """Which blocks of the teacher become the student's: as listed, or evenly spaced ones."""
-    key = f"students.init: {student.init}"
-    if tower.depth > teacher.depth and not student.layers:
-        raise UserError(
-            f"{key}: the student has {tower.depth} blocks, the teacher {teacher.depth}: "
-            f"set depth to {teacher.depth} or less."
-        )
-    layers = student.layers or evenly_spaced(teacher.depth, tower.depth)
-    if len(layers) != tower.depth:
-        raise UserError(
-            f"students.layers lists {len(layers)} blocks, the student has {tower.depth}: set depth to match."
-        )
-    for index in layers:
-        if not 0 <= index < teacher.depth:
-            raise UserError(f"students.layers: no block {index}; the teacher has 0 to {teacher.depth - 1}.")
-    return layers
 
 
 def _pick_layers(teacher: VisionTower, layers: list[int]) -> dict[str, Tensor]:
@@ -144,7 +133,7 @@ def _copy(tower: VisionTower | TextTower, weights: dict[str, Tensor], what: str,
     first = list(islice(wrong, _SHOWN))
     if first:
         listed = "; ".join(f"{n} is {_shape(own, n)} here, {_shape(weights, n)} there" for n in first)
-        raise UserError(f"{what} does not fit: {listed}. {fix}")
+        raise UserError(f"{what}: {listed}. {fix}")
     tower.load_state_dict(weights)
 
 

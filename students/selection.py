@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.errors import UserError
 from distill.models.arch import Arch
 from distill.models.text import TextTower
 from distill.models.vision import VisionTower
+from students.fitting import evenly_spaced
 
 BLOCKS = "blocks"
 # What each axis of a weight counts, by the weight's name; an empty word leaves the axis as it is.
@@ -55,13 +55,6 @@ BLOCK_AXES = {
     "mlp.fc2.weight": ("width", "hidden"),
     "mlp.fc2.bias": ("width",),
 }
-
-
-def evenly_spaced(count: int, chosen: int) -> list[int]:
-    """`chosen` indices spread over `count`, first and last included: (12, 4) gives [0, 4, 7, 11]; one is the last."""
-    if chosen == 1:
-        return [count - 1]
-    return [round(i * (count - 1) / (chosen - 1)) for i in range(chosen)]
 
 
 def channels(width: int, chosen: int) -> list[int]:
@@ -110,28 +103,17 @@ class Selection:
 
 
 def select_image(teacher: VisionTower, student: VisionTower, layers: Sequence[int]) -> dict[str, Tensor]:
-    """The student's weights out of the teacher's blocks `layers`, under the student's names. Raises `UserError`."""
-    hidden = (teacher.arch.mlp, student.arch.mlp)
-    _refuse_larger("students.init", teacher.arch, student.arch, hidden)
-    if teacher.arch.ffn != student.arch.ffn:
-        raise UserError(
-            f"students.init: selection: the feed-forward layers of {teacher.arch.name} are {teacher.arch.ffn}, those "
-            f"of {student.arch.name} are {student.arch.ffn}: choose sizes of one kind, or init: scratch."
-        )
-    selection = Selection.between(teacher.arch, student.arch, hidden)
+    """The student's weights out of the teacher's blocks `layers`, under the student's names.
+
+    The student must be a part of the teacher: see `students.fitting.check_selection`.
+    """
+    selection = Selection.between(teacher.arch, student.arch, (teacher.arch.mlp, student.arch.mlp))
     return _selected(teacher.state_dict(), IMAGE_AXES, f"trunk.{BLOCKS}.", selection, layers)
 
 
 def select_text(teacher: TextTower, student: TextTower) -> dict[str, Tensor]:
-    """The student's text weights, of evenly spaced layers. Raises `UserError`."""
-    hidden = (teacher.arch.text_mlp, student.arch.text_mlp)
-    _refuse_larger("text.init", teacher.arch, student.arch, hidden)
-    if student.layers > teacher.layers:
-        raise UserError(
-            f"text.init: selection: the student has {student.layers} text layers, the teacher {teacher.layers}: "
-            f"set text.layers to {teacher.layers} or less."
-        )
-    selection = Selection.between(teacher.arch, student.arch, hidden)
+    """The student's text weights, of evenly spaced layers. It must be a part of the teacher, as in `select_image`."""
+    selection = Selection.between(teacher.arch, student.arch, (teacher.arch.text_mlp, student.arch.text_mlp))
     layers = evenly_spaced(teacher.layers, student.layers)
     weights = _selected(teacher.state_dict(), TEXT_AXES, f"{BLOCKS}.", selection, layers)
     return weights | {"embedding.weight": weights["embedding.weight"] * (teacher.width / student.width) ** 0.5}
@@ -150,19 +132,3 @@ def _selected(
             if f"{prefix}{layer}.{name}" in source:
                 kept[f"{prefix}{target}.{name}"] = selection.of(source[f"{prefix}{layer}.{name}"], kinds)
     return kept
-
-
-def _refuse_larger(key: str, teacher: Arch, student: Arch, hidden: tuple[int, int]) -> None:
-    """A selection only takes away: every size of the student must be in the teacher."""
-    sizes = {
-        "channels": (teacher.width, student.width),
-        "heads": (teacher.heads, student.heads),
-        "channels in a head": (teacher.width // teacher.heads, student.width // student.heads),
-        "feed-forward channels": hidden,
-    }
-    for what, (there, here) in sizes.items():
-        if here > there:
-            raise UserError(
-                f"{key}: selection: {student.name} has {here} {what}, the teacher {teacher.name} only {there}: "
-                "choose a smaller arch, or init: scratch."
-            )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import PurePath
 
 from distill.config.fields import MISSING, schema
 from distill.config.finding import Finding, is_set
 from distill.config.schema import Config
-from distill.errors import did_you_mean
+from distill.errors import UserError, did_you_mean
+from distill.models.arch import Arch
 from distill.models.source_kinds import KINDS
 from students import parse_arch
+from students.fitting import check_image, check_text, choose_layers
 
 AVERAGING = ("ema", "ema_head", "cotrained")  # teacher modes that average heads or more
 OTHER_MODELS = ("frozen", "cotrained")  # teacher modes in which the teacher is not the student itself
@@ -163,54 +166,51 @@ def student_starts(config: Config) -> Iterator[Finding]:
         if {"vision", "text"} <= set(student.freeze) or ("vision" in student.freeze and config.text.freeze):
             text = f"students.{i}.freeze: vision and text are both frozen; nothing is left to train"
             yield Finding((f"students.{i}.freeze", "text.freeze"), text)
-    cut = [s.name for s in config.students if s.init == "teacher" and s.depth is not None]
-    for name in cut:
-        i = [s.name for s in config.students].index(name)
-        text = f"students.{i}.depth: with init teacher all of the teacher is copied; use init: layers to choose blocks"
-        yield Finding((f"students.{i}.depth", f"students.{i}.init"), text, warning=True)
 
 
 def _layers(config: Config, i: int) -> Iterator[Finding]:
+    """The list of blocks by itself; what a frozen teacher has is compared when it is looked at (`distill check`)."""
     student = config.students[i]
     key, keys = f"students.{i}.layers", (f"students.{i}.layers", f"students.{i}.init", f"students.{i}.arch")
     if student.layers and student.init not in OF_ITS_BLOCKS:
         fix = f"set students.{i}.init=layers or students.{i}.layers=[]"
         yield Finding(keys, f"{key}: only used with init layers or selection (it is {student.init}); {fix}")
-    if student.init not in OF_ITS_BLOCKS:
-        return
-    try:
-        arch = parse_arch(student.arch)
-    except ValueError:
-        return
-    depth = student.depth or arch.depth
-    if student.layers and len(student.layers) != depth:
-        text = f"{key}: {len(student.layers)} given, but student '{student.name}' has {depth} blocks"
-        yield Finding(
-            (*keys, f"students.{i}.depth"),
-            f"{text}; list {depth} blocks of the teacher, or none to take evenly spaced ones",
-        )
-    if any(layer < 0 for layer in student.layers):
-        yield Finding(keys, f"{key}: {min(student.layers)} is not a block; they are counted from 0")
-    teacher = config.teacher
-    if teacher.mode == "cotrained" and teacher.arch:
+    here = _shape(config, student.arch, student.depth)
+    if student.init in OF_ITS_BLOCKS and config.teacher.mode != "cotrained" and here is not None:
         try:
-            other = parse_arch(teacher.arch)
-        except ValueError:
-            return
-        last = (teacher.depth or other.depth) - 1
-        if max(student.layers, default=0) > last:
-            text = f"{key}: block {max(student.layers)} does not exist; the teacher's are 0 to {last}"
-            yield Finding((*keys, "teacher.arch", "teacher.depth"), text)
-        if student.init == "layers" and other.width != arch.width:
-            text = f"students.{i}.init: layers of {teacher.arch} (width {other.width}) do not fit {student.arch}"
-            yield Finding((f"students.{i}.init", "teacher.arch"), f"{text} (width {arch.width})")
-        if student.init == "selection" and (arch.width > other.width or arch.ffn != other.ffn):
-            text = f"students.{i}.init: selection: {student.arch} (width {arch.width}, {arch.ffn}) is no part of"
-            fix = "choose a smaller arch with the same feed-forward layers"
-            yield Finding(
-                (f"students.{i}.init", "teacher.arch"),
-                f"{text} {teacher.arch} (width {other.width}, {other.ffn}); {fix}",
-            )
+            choose_layers(f"students.{i}", student, here.depth, None)
+        except UserError as error:
+            yield Finding((*keys, f"students.{i}.depth"), str(error))
+
+
+def cotrained_starts(config: Config) -> Iterator[Finding]:
+    """A co-trained teacher's sizes are in the recipe: whether students can start from it shows here."""
+    teacher = config.teacher
+    there = _shape(config, teacher.arch, teacher.depth) if teacher.mode == "cotrained" and teacher.arch else None
+    for i, student in enumerate(config.students):
+        here = _shape(config, student.arch, student.depth)
+        if here is None or there is None:
+            continue
+        keys = tuple(f"students.{i}.{name}" for name in ("init", "layers", "depth", "arch"))
+        if student.init in OF_THE_TEACHER:
+            try:
+                check_image(f"students.{i}", student, here, there)
+            except UserError as error:
+                yield Finding((*keys, "teacher.arch", "teacher.depth"), str(error))
+        if config.text.init in ("teacher", "selection"):
+            try:
+                check_text(config.text.init, student.name, here, there)
+            except UserError as error:
+                yield Finding(("text.init", f"students.{i}.arch", "teacher.arch"), str(error))
+
+
+def _shape(config: Config, arch: str, depth: int | None) -> Arch | None:
+    """`arch` with the blocks and text layers that the recipe gives it; None for no architecture (see `archs`)."""
+    try:
+        size = parse_arch(arch)
+    except ValueError:
+        return None
+    return replace(size, depth=depth or size.depth, text_layers=config.text.layers or size.text_layers)
 
 
 def _start(key: str, value: str, words: tuple[str, ...]) -> Iterator[Finding]:
@@ -252,6 +252,6 @@ def tokenizer(config: Config) -> Iterator[Finding]:
 
 
 RULES = (
-    archs, student_names, teacher_keys, teacher_source, teacher_heads, one_student, student_starts, text_tower,
-    tokenizer,
+    archs, student_names, teacher_keys, teacher_source, teacher_heads, one_student, student_starts, cotrained_starts,
+    text_tower, tokenizer,
 )  # fmt: skip

@@ -10,12 +10,12 @@ from distill.config.fields import MISSING, leaf_of
 from distill.config.resolved import Resolved
 from distill.config.schema import Config
 from distill.errors import UserError
-from distill.models.loading import find_checkpoint
-from distill.models.sources import describe
 from distill.preflight.cache import expected_cache
 from distill.preflight.cost import REFERENCE_FLOPS, Cost, step_cost
-from distill.preflight.counts import Counts, count_models
+from distill.preflight.counts import Counts, count_models, count_sketch
 from distill.preflight.data import DataReport, look_at_data
+from distill.preflight.sketch import Sketch, sketch_models
+from distill.preflight.starts import look_at_starts
 from distill.training.live_eval import check_live_evaluation
 from distill.training.precision import choose_precision, on_cpu
 from distill.training.receipts import head_only_saving, saving_table
@@ -67,12 +67,10 @@ def preflight(resolved: Resolved) -> Report:
             check_live_evaluation(config.eval)
         except UserError as error:
             report.problems.append(f"eval: {error}")
-    _look_for_files(config, report)
-    try:
-        report.counts = count_models(config)
-    except UserError as error:
-        report.problems.append(str(error))
+    sketch = _sketch(config, report)
+    if sketch is None:
         return report
+    report.counts = count_sketch(config, sketch)
     report.cost = step_cost(config, report.counts, report.precision)
     if config.train.accelerator == "auto" and config.train.devices == 1 and on_cpu(config.train):
         here = replace(config, train=replace(config.train, accelerator="cpu"))
@@ -121,28 +119,20 @@ def _supervised(config: Config, role: str) -> str:
     return config.teacher.tokens if role.startswith("teacher") else config.objective.patch.tokens
 
 
-def _look_for_files(config: Config, report: Report) -> None:
-    """Files and models that the recipe names: a problem when not there, a warning when a registry will supply them.
-
-    The teacher's is opened elsewhere.
-    """
-    named = {f"students.{i}.init": student.init for i, student in enumerate(config.students)}
-    named |= {"text.init": config.text.init}
-    for key, value in named.items():
-        if value in ("scratch", "teacher", "layers", "selection", MISSING):
-            continue
-        try:
-            missing = describe(value).missing
-            report.warnings += [f"{key}: {missing}"] if missing else []
-        except UserError as error:
-            report.problems.append(f"{key}: {error}")
-    if config.train.stage_from not in (None, MISSING):
-        try:
-            find_checkpoint(config.train.stage_from)
-        except UserError as error:
-            report.problems.append(f"train.stage_from: {error}")
+def _sketch(config: Config, report: Report) -> Sketch | None:
+    """The models; None when they cannot be made. What is wrong with them, or with what they start from, is noted."""
+    sketch = problem = None
+    try:
+        sketch = sketch_models(config)
+    except UserError as error:
+        problem = str(error)
+    warnings, problems = look_at_starts(config, sketch)
+    report.warnings += warnings
+    report.problems += problems
     tokenizer = config.text.tokenizer
     if tokenizer.endswith(".model") and not Path(tokenizer).expanduser().is_file():
         report.problems.append(
             f"text.tokenizer: no file {tokenizer}; give the path of a SentencePiece .model, or clip or words"
         )
+    report.problems += [problem] if problem is not None else []
+    return sketch

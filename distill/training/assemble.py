@@ -100,8 +100,9 @@ def choose_tokenizer(
     """
     contrast = cfg.objective.contrastive.weight != 0
     earlier = resumed or cfg.train.stage_from
-    if opened is not None and cfg.text.init in ("teacher", "selection"):
-        found, where = opened.model.tokenizer, opened.source
+    own = opened.model.tokenizer if opened is not None and cfg.text.init in ("teacher", "selection") else None
+    if opened is not None and own is not None:
+        found, where = own, opened.source
     elif earlier is not None and cfg.text.tokenizer == "words":
         found, where = tokenizer_of(earlier), str(earlier)
     else:

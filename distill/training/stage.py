@@ -9,6 +9,7 @@ from distill.config.schema import Config
 from distill.errors import UserError
 from distill.models.loading import find_checkpoint, read_checkpoint
 from distill.models.tokenizers import Tokenizer, load_tokenizer
+from distill.training.learner import Learner
 from distill.training.learner_io import load_learner
 from teachers.frozen import FrozenTeacher
 
@@ -23,29 +24,48 @@ def start_stage(assembly: Assembly, cfg: Config) -> None:
     """
     source = cfg.train.stage_from
     assert source is not None
-    saved = read_checkpoint(find_checkpoint(source))
+    saved = read_stage(source)
     for name in assembly.distiller.students:
-        if name not in saved["students"]:
-            raise UserError(
-                f"train.stage_from={source} has no student '{name}'. It has: {', '.join(saved['students'])}. "
-                f"Rename students.*.name to match."
-            )
-        where = f"train.stage_from={source}: student '{name}'"
-        load_learner(assembly.distiller.student(name), saved["students"][name], where)
+        load_student(assembly.distiller.student(name), name, saved, source)
     for name, spare in assembly.spares.items():
         spare.restart(saved["students"][name].get("ema"))
     if saved["teacher"]["mode"] == assembly.teacher.mode and _same_teacher(saved, assembly, cfg):
         if assembly.distiller.teacher_learner is not None:
-            where = f"train.stage_from={source}: its co-trained teacher"
-            load_learner(assembly.distiller.teacher_learner, saved["teacher_learner"], where)
+            load_teacher(assembly.distiller.teacher_learner, saved, source)
         assembly.teacher.load(saved["teacher"]["state"])
     else:  # an average that the first stage did not keep begins as the student it has now
         assembly.teacher.follow(0.0)
 
 
+def read_stage(source: str | Path) -> dict[str, Any]:
+    """The newest checkpoint of the run at `source`. Raises UserError when there is none, and for a model's file."""
+    saved = read_checkpoint(find_checkpoint(source))
+    if not saved.get("students"):
+        raise UserError(
+            f"{source} holds a model, no run: train.stage_from needs a run's folder or checkpoint. To start from its "
+            f"weights alone use students.*.init={source}."
+        )
+    return saved
+
+
+def load_student(learner: Learner, name: str, saved: dict[str, Any], source: str) -> None:
+    """Weights and heads of the student `name` of the run `saved`, read from `source`. Raises UserError if none fits."""
+    if name not in saved["students"]:
+        raise UserError(
+            f"train.stage_from={source} has no student '{name}'. It has: {', '.join(saved['students'])}. "
+            f"Rename students.*.name to match."
+        )
+    load_learner(learner, saved["students"][name], f"train.stage_from={source}: student '{name}'")
+
+
+def load_teacher(learner: Learner, saved: dict[str, Any], source: str) -> None:
+    """The same for a co-trained teacher."""
+    load_learner(learner, saved["teacher_learner"], f"train.stage_from={source}: its co-trained teacher")
+
+
 def tokenizer_of(run: str | Path) -> Tokenizer:
     """The tokenizer of a run of ours, or of one of its checkpoints."""
-    saved = read_checkpoint(find_checkpoint(run))
+    saved = read_stage(run)
     return load_tokenizer(next(iter(saved["students"].values()))["spec"]["tokenizer"])
 
 

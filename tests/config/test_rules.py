@@ -57,8 +57,16 @@ REFUSED = [
     (DISTIL, ["teacher.depth=2"], "teacher.depth: only used with teacher.mode cotrained"),
     (SMALL, ["students.init=selection"], "students.0.init: selection, but teacher.mode is ema_head"),
     (SMALL, ["text.init=selection"], "text.init: selection, but teacher.mode is ema_head"),
-    (COTRAINED, ["students.init=selection", "students.arch=B/8"], "B/8 (width 768, gelu) is no part of S/8 (width 384"),
-    (COTRAINED, ["teacher.arch=g/8", "students.init=selection"], "gelu) is no part of g/8 (width 1536, swiglu)"),
+    (
+        COTRAINED,
+        ["students.init=selection", "students.arch=B/8"],
+        "students.0.init: selection: B/8 has 768 channels, the teacher S/8 only 384",
+    ),
+    (
+        COTRAINED,
+        ["teacher.arch=g/8", "students.init=selection"],
+        "feed-forward layers of g/8 are swiglu, those of tiny/8 are gelu",
+    ),
     (SMALL, ["teacher.cache.path=c"], "teacher.cache.path: only used with teacher.mode frozen; other teachers change"),
     (
         DISTIL,
@@ -104,7 +112,18 @@ REFUSED = [
         "students.0.layers: -1 is not a block",
     ),
     (COTRAINED, ["students.init=layers", "students.depth=1", "students.layers=[12]"], "block 12 does not exist"),
-    (COTRAINED, ["students.init=layers"], "layers of S/8 (width 384) do not fit tiny/8 (width 128)"),
+    (
+        COTRAINED,
+        ["students.init=layers"],
+        "students.0.init: layers does not fit student 's': width 128 here, 384 there",
+    ),
+    (COTRAINED, ["students.init=teacher", "teacher.arch=tiny/8", "teacher.depth=3"], "blocks 6 here, 3 there. Set"),
+    (COTRAINED, ["text.init=teacher"], "text.init: teacher does not fit student 's': width 128 here, 384 there"),
+    (
+        COTRAINED,
+        ["text.init=selection", "students.arch=B/8"],
+        "text.init: selection: B/8 has 768 channels, the teacher",
+    ),
     (SMALL, ["students.freeze=[vision]"], "students.0.freeze: vision is frozen but starts from scratch"),
     (
         DISTIL,
@@ -186,6 +205,7 @@ ALLOWED = [
     (TWO, []),
     (TWO, ["teacher.mode=cotrained", "teacher.source=null", "teacher.arch=S/8", "teacher.tokens=all"]),
     (COTRAINED, ["teacher.arch=tiny/8", "students.init=layers", "students.layers=[0,1,2,3,4,5]"]),
+    (COTRAINED, ["teacher.arch=tiny/8", "students.init=teacher", "text.init=teacher"]),
 ]
 
 
@@ -199,7 +219,6 @@ WARNED = [
     (SMALL, ["data.scenes.size=32"], "data.scenes.size: scenes of 32 px are enlarged"),
     (DISTIL, ["teacher.cache.epochs=3"], "teacher.cache.epochs: not used, as teacher.cache.path is null"),
     (DISTIL, ["teacher.momentum.start=0.9"], "teacher.momentum.start: not used"),
-    (DISTIL, ["students.init=teacher", "students.depth=3"], "students.0.depth: with init teacher"),
     (DISTIL, ["teacher.heads.kind=own", "teacher.heads.steps=9"], "nothing is made before the first step (kind own)"),
     (DISTIL, ["teacher.heads.steps=9", *REGRESS], "teacher.heads.steps: not used, as nothing is made"),
     (DISTIL, ["teacher.heads.kind=trained", "teacher.heads.entropy=0.5"], "teacher.heads.entropy: not used"),

@@ -10,7 +10,7 @@ from distill.config.schema import StudentConfig
 from distill.errors import UserError
 from distill.models.loading import save_model
 from distill.models.tokenizers.words import WordsTokenizer
-from students.selection import evenly_spaced
+from students.fitting import evenly_spaced
 
 
 def _snapshot(module):
@@ -100,9 +100,9 @@ def test_image_and_text_from_two_sources(build, cfg, tmp_path):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"depth": 3}, r"trunk\.blocks\.2.* is missing here.*That model is tiny/8, 3 blocks: use its shape"),
-        ({"arch": "tiny/16"}, r"128x3x8x8 here, 128x3x16x16 there.*That model is tiny/16, 2 blocks: use its shape"),
-        ({"arch": "S/8"}, r"proj\.bias is 128 here, 384 there.*That model is S/8, 2 blocks: use its shape"),
+        ({"depth": 3}, r"blocks 2 here, 3 there. That model is tiny/8, 3 blocks: use its shape"),
+        ({"arch": "tiny/16"}, r"patch 8 here, 16 there. That model is tiny/16, 2 blocks: use its shape"),
+        ({"arch": "S/8"}, r"width 128 here, 384 there; attention heads 2 here, 6.* That model is S/8, 2 blocks"),
     ],
 )
 def test_a_source_of_another_shape_is_refused_with_its_shape(build, cfg, tmp_path, shape, message):
@@ -118,31 +118,47 @@ def test_a_text_source_of_another_shape_is_refused_with_its_shape(build, cfg, tm
     cfg.text.layers = 2
     save_model(build(), tmp_path / "other.pt")
     cfg.text.layers, cfg.text.init = 1, f"run:{tmp_path / 'other.pt'}"
-    message = r"blocks\.1.* is missing here.*That text tower has width 128 and 2 layers: use its shape, or scratch"
+    message = r"layers 1 here, 2 there. That text tower has width 128 and 2 layers: use its shape, or scratch"
     with pytest.raises(UserError, match=message):
         students.initialise(build(), StudentConfig(), cfg, None)
 
 
-def test_another_depth_names_the_tensors_and_the_way_out(build, cfg):
-    with pytest.raises(UserError, match=r"trunk\.blocks\.2.* is missing here.*init: layers"):
+def test_another_depth_names_both_and_the_way_out(build, cfg):
+    message = (
+        r"^students\.0\.init: teacher does not fit student 'student': blocks 2 here, 3 there\. Set students\.0\.depth=3"
+    )
+    with pytest.raises(UserError, match=message + ".* init: layers"):
         students.initialise(build(depth=2), StudentConfig(init="teacher"), cfg, build(depth=3))
 
 
-def test_another_patch_names_the_shapes(build, cfg):
-    message = r"embed\.proj\.weight is 128x3x8x8 here, 128x3x16x16 there"
+def test_another_patch_is_named(build, cfg):
+    message = r"patch 8 here, 16 there"
     with pytest.raises(UserError, match=message):
         students.initialise(build(), StudentConfig(init="teacher"), cfg, build(arch="tiny/16"))
     with pytest.raises(UserError, match=message):
         students.initialise(build(), StudentConfig(init="layers"), cfg, build(arch="tiny/16"))
 
 
+def test_what_sizes_do_not_show_is_compared_tensor_by_tensor(build, cfg):
+    teacher = build()
+    cfg.vision.position_grid = 2
+    message = (
+        r"embed\.positions is 2x2x128 here, 4x4x128 there. It has patch 8, 2 CLS tokens and vision\.position_grid=4"
+    )
+    with pytest.raises(UserError, match=message):
+        students.initialise(build(), StudentConfig(init="teacher"), cfg, teacher)
+    cfg.captions.cls2 = []
+    with pytest.raises(UserError, match=r"trunk\.reg_token is missing here, 1x1x128 there"):
+        students.initialise(build(), StudentConfig(init="layers"), cfg, teacher)
+
+
 @pytest.mark.parametrize(
     ("student", "depth", "message"),
     [
-        (StudentConfig(init="layers", layers=[0]), 2, "lists 1 blocks, the student has 2"),
-        (StudentConfig(init="layers", layers=[0, 3]), 2, "no block 3; the teacher has 0 to 2"),
-        (StudentConfig(init="layers", layers=[-1, 0]), 2, "no block -1"),
-        (StudentConfig(init="layers"), 4, "the student has 4 blocks, the teacher 3"),
+        (StudentConfig(init="layers", layers=[0]), 2, r"students\.0\.layers: 1 given, but student 'student' has 2"),
+        (StudentConfig(init="layers", layers=[0, 3]), 2, "block 3 does not exist; the teacher's are 0 to 2"),
+        (StudentConfig(init="layers", layers=[-1, 0]), 2, "-1 is not a block"),
+        (StudentConfig(init="layers"), 4, "student 'student' has 4 blocks, the teacher 3"),
     ],
 )
 def test_layers_that_do_not_exist(build, cfg, student, depth, message):
@@ -152,7 +168,7 @@ def test_layers_that_do_not_exist(build, cfg, student, depth, message):
 
 def test_a_teacher_is_needed(build, cfg):
     for init in ("teacher", "layers"):
-        with pytest.raises(UserError, match=f"students.init: {init} needs a teacher"):
+        with pytest.raises(UserError, match=f"students.0.init: {init} needs a teacher"):
             students.initialise(build(), StudentConfig(init=init), cfg, None)
     cfg.text.init = "teacher"
     with pytest.raises(UserError, match=r"text\.init: teacher needs a teacher"):
@@ -168,7 +184,7 @@ def test_text_of_another_vocabulary_or_shape(build, cfg):
     cfg.text.layers = 2
     deeper = build()
     cfg.text.layers = 1
-    with pytest.raises(UserError, match=r"text\.init: teacher does not fit: blocks\.1.*2 layers"):
+    with pytest.raises(UserError, match=r"text\.init: teacher does not fit student 'student': layers 1 here, 2 there"):
         students.initialise(build(), StudentConfig(), cfg, deeper)
 
 

@@ -17,6 +17,7 @@ from distill.models.arch import Arch
 from distill.models.sources import load
 from distill.models.tokenizers import build_tokenizer
 from distill.models.tokenizers.sentence_piece import SentencePieceTokenizer
+from distill.preflight.report import preflight
 from students import architectures
 
 FILES = Path(__file__).parents[1] / "models" / "sources"
@@ -73,15 +74,18 @@ def test_both_towers_start_as_the_released_ones(released):
     assert model.text.config()["norm_eps"] == 1e-5  # saved with the model: the weights mean the same when it is loaded
 
 
-def test_what_cannot_be_copied_is_refused(released, tmp_path):
+def test_what_cannot_be_copied_is_refused_and_told_before(released, tmp_path):
     source, keys = released
-    with pytest.raises(UserError, match=r"trained with vision\.gelu=erf, not tanh: set it"):
-        start({**keys, "vision.gelu": "tanh"})
-    with pytest.raises(UserError, match=r"embed\.positions is 32x32x128 here, 16x16x128 there"):
-        start({**keys, "vision.position_grid": 32})
-    with pytest.raises(UserError, match=r"comes without its tokenizer: add \+TOKENIZER\.model"):
-        start({**keys, "text.init": source.rpartition("+")[0]})
-    with pytest.raises(UserError, match=r"has no text tower of ours to copy"):
-        start({**keys, "text.init": source.partition("+")[0]})
-    with pytest.raises(UserError, match=r"another tokenizer"):
-        start({**keys, "text.tokenizer": "clip"})
+    for changes, message in (
+        ({"vision.gelu": "tanh"}, "trained with vision.gelu=erf, not tanh: set it"),
+        ({"vision.position_grid": 32}, "embed.positions is 32x32x128 here, 16x16x128 there"),
+        ({"text.init": source.rpartition("+")[0]}, "comes without its tokenizer: add +TOKENIZER.model"),
+        ({"text.init": source.partition("+")[0]}, "has no text tower of ours to copy"),
+        ({"text.tokenizer": "clip"}, "another tokenizer"),
+        ({"text.layers": 3}, "layers 3 here, 2 there"),
+    ):
+        with pytest.raises(UserError) as refused:
+            start({**keys, **changes})
+        assert message in str(refused.value)
+        assert preflight(load_config("pretrain/tipsv2_b14", {**keys, **changes})).problems == [str(refused.value)]
+    assert preflight(load_config("pretrain/tipsv2_b14", keys)).problems == []

@@ -17,7 +17,8 @@ from distill.models.text import TextTower
 from distill.models.tokenizers.words import WordsTokenizer
 from distill.models.vision import VisionTower
 from students import parse_arch
-from students.selection import channels, evenly_spaced, head_channels, select_image, select_text
+from students.fitting import check_selection, evenly_spaced
+from students.selection import channels, head_channels, select_image, select_text
 
 SMALL = Arch(size="half", patch=4, width=16, depth=2, heads=2, mlp=20, ffn="gelu", text_layers=2, text_mlp=12)
 DOUBLE = Arch(size="whole", patch=4, width=32, depth=3, heads=4, mlp=37, ffn="gelu", text_layers=3, text_mlp=24)
@@ -177,16 +178,16 @@ def test_heads_stay_whole(heads, width, data):
 )
 def test_what_is_not_in_the_teacher(teacher, student, message):
     with pytest.raises(UserError, match=message):
-        select_image(VisionTower(teacher, position_grid=2), VisionTower(student, position_grid=2), [0, 1])
+        check_selection("students.0.init: selection", student, teacher)
 
 
 def test_what_else_does_not_fit(build, cfg):
     student = StudentConfig(init="selection")
-    with pytest.raises(UserError, match="selection: the student has 4 blocks, the teacher 3"):
+    with pytest.raises(UserError, match="selection: student 'student' has 4 blocks, the teacher 3"):
         students.initialise(build(depth=4), student, cfg, build(depth=3))
-    with pytest.raises(UserError, match=r"is 128x3x8x8 here, 128x3x16x16 there.*Choose the teacher's patch"):
+    with pytest.raises(UserError, match=r"is 128x3x8x8 here, 128x3x16x16 there\. It has patch 16"):
         students.initialise(build(), student, cfg, build(arch="tiny/16"))
-    with pytest.raises(UserError, match=r"students\.init: selection needs a teacher"):
+    with pytest.raises(UserError, match=r"students\.0\.init: selection needs a teacher"):
         students.initialise(build(), student, cfg, None)
     cfg.text.init = "selection"
     teacher = build()

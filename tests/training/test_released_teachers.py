@@ -9,8 +9,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from distill.config.load import load_config
 from distill.errors import UserError
 from distill.models.adapted import AdaptedModel
+from distill.preflight.report import preflight
 
 FEATURES = {
     "teacher.mode": "frozen",
@@ -68,3 +70,11 @@ def test_a_run_trains_and_evaluates_what_can_be(small_run, saved, source):
     assert content["teacher"]["state"]["heads"]["cls_norm.mean"].shape == (64,)
     with pytest.raises(UserError, match=r"timm:test_vit@.* has no prototype heads"):
         small_run("c", **FEATURES | keys | {"teacher.heads.kind": "own", "objective.cls.target": "prototypes"})
+
+
+@pytest.mark.parametrize("key", ["text.init", "students.0.init"])
+def test_a_run_refuses_to_start_from_what_the_teacher_has_not(small, small_run, source, key):
+    keys = FEATURES | {"teacher.source": source, key: "teacher"}
+    with pytest.raises(UserError, match=r"init: teacher (has no text tower|is not a tower) of ours") as refused:
+        small_run("a", **keys)
+    assert preflight(load_config("pretrain/scenes_tiny", small(**keys))).problems == [str(refused.value)]
