@@ -63,12 +63,18 @@ def step_memory(
         "weights": 4.0 * (counts.trained / spread + counts.frozen / (towers if teacher.mode == "frozen" else 1)),
         "gradients": gradients if _gradients_stay(config, layout) else max(0.0, gradients - comes_and_goes),
         "optimiser": (8.0 if config.optim.name == "adamw" else 0.1) * counts.trained / spread,
-        "averaged copies": 4.0 * counts.averaged / (towers if teacher.mode == "ema" else 1),
+        "averaged copies": 4.0 * averaged_here(config, counts, layout),
         "low-precision copies": low * outside,  # whole on every device, however weights are spread
         **passing,
         "holes in the heap": HOLES * comes_and_goes if on_cpu else 0.0,
         "libraries": LIBRARIES[precision] if on_cpu else 0.0,
     }
+
+
+def averaged_here(config: Config, counts: Counts, layout: Layout) -> float:
+    """Averaged parameters that one device holds: a student's spare average is spread as the student is."""
+    towers = config.train.devices if config.teacher.shard and config.teacher.mode == "ema" else 1
+    return (counts.averaged - counts.spare) / towers + counts.spare / layout.spread
 
 
 def _gradients_stay(config: Config, layout: Layout) -> bool:

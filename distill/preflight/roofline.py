@@ -25,7 +25,7 @@ from distill.preflight.hardware import (
     NODE,
     Device,
 )
-from distill.preflight.memory import Layout, made_bytes
+from distill.preflight.memory import Layout, averaged_here, made_bytes
 from distill.training.negatives import needs_features
 
 OPTIMISER_BYTES = 40  # a trained parameter: clip, read and write weight, gradient and two moments
@@ -57,13 +57,18 @@ def gpu_seconds(
         "norms, activations, residuals": images * traffic / stream,
         "heads and prototypes": images * (head_flops(config, counts) / (rate * MATRIX_SHARE)),
         "softmaxes over prototypes": images * _prototype_traffic(config, counts) / stream,
-        "optimiser": (OPTIMISER_BYTES * counts.trained / layout.spread + 12.0 * counts.averaged) / stream,
+        "optimiser": _update_bytes(config, counts, layout) / stream,
     }
     exchange = exchange_seconds(config, counts, device, layout)
     # meanwhile, at best, the backward pass of the blocks runs: two thirds of a trained pass
     hidden = 2 / 3 * sum(parts[name] for name in ("matrix products", "attention", "norms, activations, residuals"))
     parts["gradient exchange, not hidden"] = max(0.0, exchange - hidden)
     return parts
+
+
+def _update_bytes(config: Config, counts: Counts, layout: Layout) -> float:
+    """Bytes that one device moves to update what it holds of the weights, and of their averages."""
+    return OPTIMISER_BYTES * counts.trained / layout.spread + 12.0 * averaged_here(config, counts, layout)
 
 
 def exchange_seconds(config: Config, counts: Counts, device: Device, layout: Layout) -> float:

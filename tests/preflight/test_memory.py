@@ -75,6 +75,18 @@ def test_spreading_divides_what_is_trained():
     assert spread["activations"] == whole["activations"]
 
 
+def test_spare_averages_are_spread_as_their_students_are():
+    distils = {"teacher.mode": "frozen", "teacher.source": "???"}
+    with_spare, without = (memory(**distils, **ema)["averaged copies"] for ema in ({"students.0.ema": 0.9}, {}))
+    assert with_spare > without == 0
+    spread = memory(memory_module.Layout(spread=4), **distils, **{"students.0.ema": 0.9})
+    assert spread["averaged copies"] == with_spare / 4
+    own, both = (
+        memory(memory_module.Layout(spread=4), **ema)["averaged copies"] for ema in ({}, {"students.0.ema": 0.9})
+    )
+    assert both == own + with_spare / 4  # heads that are averaged stay whole
+
+
 @pytest.mark.parametrize("balance", ["center", "sinkhorn"])
 def test_no_balance_holds_whole_matrices(balance):
     """What more tokens than a chunk add does not depend on the number of prototypes."""

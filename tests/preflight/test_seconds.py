@@ -42,6 +42,15 @@ def test_time_follows_the_batch_but_for_the_optimiser():
     assert two["optimiser"] == one["optimiser"] > 0
 
 
+def test_a_spare_average_is_moved_where_it_is_held():
+    def more(layout: Layout) -> float:
+        return on_gpu(layout, **{"students.0.ema": 0.9})["optimiser"] - on_gpu(layout)["optimiser"]
+
+    whole, spread = more(Layout()), more(Layout(spread=4))
+    assert whole > 0
+    assert whole == pytest.approx(4 * spread)
+
+
 def test_checkpointing_runs_the_trained_blocks_or_a_part_of_them_once_more():
     none, selective, full = (on_gpu(Layout(checkpointing=kind)) for kind in ("none", "selective", "full"))
     part, whole = (plan["matrix products"] - none["matrix products"] for plan in (selective, full))
