@@ -76,14 +76,14 @@ class DataConfig:
     decoder: str = opt(
         "auto", "of JPEGs; auto: simplejpeg where it is installed (extra: fast), else pillow", choices=DECODERS
     )
-    max_error_rate: float = opt(0.01, "share of unreadable samples above which the run stops", low=0, high=1)
+    max_error_rate: float = opt(0.01, "share of unusable samples (unreadable, or without their caption) above which the run stops", low=0, high=1)
 
 
 @dataclass
 class CaptionsConfig:
     cls1: list[str] = opt(["web"], "caption fields of CLS-1; several: one drawn uniformly per sample and epoch")
     cls2: list[str] = opt(["synthetic", "detailed"], "caption fields of CLS-2; an empty list gives a one-CLS model")
-    fallback: str | None = opt(None, "field used where a listed one is missing (null: that is an error)")
+    fallback: str | None = opt(None, "field used where a listed one is missing (null: the sample is left out)")
 
 
 @dataclass
