@@ -76,7 +76,9 @@ class DataConfig:
     decoder: str = opt(
         "auto", "of JPEGs; auto: simplejpeg where it is installed (extra: fast), else pillow", choices=DECODERS
     )
-    max_error_rate: float = opt(0.01, "share of unusable samples (unreadable, or without their caption) above which the run stops", low=0, high=1)
+    max_error_rate: float = opt(
+        0.01, "share of unusable samples (unreadable, no caption) above which the run stops", low=0, high=1
+    )
 
 
 @dataclass
