@@ -17,6 +17,7 @@ from distill.errors import UserError
 from distill.models.joint_heads import Heads
 from distill.models.sources import SourceFacts, describe
 from distill.models.tokenizers import build_tokenizer
+from distill.training.assemble import check_words
 from distill.training.learner import Learner, freeze_unused
 from distill.training.stage import tokenizer_of
 from teachers.heads import feature_widths, settle
@@ -109,9 +110,14 @@ def _tokenizer(config: Config, opened: Frozen | None, notes: list[str]) -> Any:
     text, taken = config.text, opened.facts.vocabulary if opened is not None else None
     if taken is not None and text.init in ("teacher", "selection"):
         return OnlySize(taken)
-    if config.train.stage_from not in (None, MISSING) and text.tokenizer in ("words", MISSING):
+    earlier = config.train.stage_from
+    if earlier is not None and earlier != MISSING and text.tokenizer in ("words", MISSING):
+        words = None
         with contextlib.suppress(UserError):  # told where starts are looked at
-            return tokenizer_of(config.train.stage_from)
+            words = tokenizer_of(earlier)
+        if words is not None:
+            check_words(config, words, earlier)
+            return words
     if text.tokenizer == MISSING:
         notes.append(f"text.tokenizer is still to be given: {ASSUMED_VOCABULARY:,} tokens are assumed")
         return OnlySize(ASSUMED_VOCABULARY)

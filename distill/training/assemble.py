@@ -98,7 +98,6 @@ def choose_tokenizer(
     That is the run that is `resumed`, or else its first stage. Raises UserError where captions are contrasted and the
     earlier run had none, so that it knows no word.
     """
-    contrast = cfg.objective.contrastive.weight != 0
     earlier = resumed or cfg.train.stage_from
     own = opened.model.tokenizer if opened is not None and cfg.text.init in ("teacher", "selection") else None
     if opened is not None and own is not None:
@@ -106,13 +105,18 @@ def choose_tokenizer(
     elif earlier is not None and cfg.text.tokenizer == "words":
         found, where = tokenizer_of(earlier), str(earlier)
     else:
-        return build_tokenizer(cfg.text, captions, needed=contrast)
-    if contrast and isinstance(found, WordsTokenizer) and not found.words:
+        return build_tokenizer(cfg.text, captions, needed=cfg.objective.contrastive.weight != 0)
+    check_words(cfg, found, where)
+    return found
+
+
+def check_words(cfg: Config, tokenizer: Tokenizer, where: str) -> None:
+    """Raises UserError where captions are contrasted and the `tokenizer` of an earlier run, `where`, knows no word."""
+    if cfg.objective.contrastive.weight != 0 and isinstance(tokenizer, WordsTokenizer) and not tokenizer.words:
         raise UserError(
             f"{where} was trained without captions: its word tokenizer knows no word, so no caption can be told from "
             "another. Set objective.contrastive.weight=0, or train it again with text.tokenizer=clip."
         )
-    return found
 
 
 def _student(cfg: Config, student: StudentConfig, tokenizer: Tokenizer, seed: int) -> ImageTextModel:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from distill.config.load import load_config
 from distill.errors import UserError
+from distill.preflight.report import preflight
 
 NO_CONTRAST = {"objective.contrastive.weight": 0}
 
@@ -41,9 +43,12 @@ def test_with_contrast_they_are_refused(images, small_run):
         small_run(**images, **{"text.tokenizer": "clip"})
 
 
-def test_a_second_stage_cannot_begin_to_contrast_words_that_nobody_knows(images, small_run):
+def test_a_second_stage_cannot_begin_to_contrast_words_that_nobody_knows(images, small, small_run):
     first = small_run("first", **images, **NO_CONTRAST).folder
     second = {"train.stage_from": str(first), "data.source": "scenes"}
-    with pytest.raises(UserError, match=r"was trained without captions: .* Set objective.contrastive.weight=0, or"):
+    with pytest.raises(
+        UserError, match=r"was trained without captions: .* Set objective.contrastive.weight=0, or"
+    ) as refused:
         small_run("second", **second)
+    assert preflight(load_config("pretrain/scenes_tiny", small(**second))).problems == [str(refused.value)]
     small_run("third", **second, **NO_CONTRAST)
