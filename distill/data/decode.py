@@ -6,11 +6,12 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from distill.data.decoders import PILLOW, SIMPLEJPEG, decode_simply, shrink_for
 from distill.data.sample import Sample, SampleError
+from distill.pixels import upright_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 swap height and width
@@ -50,7 +51,7 @@ class Picture:
         try:
             if isinstance(self._image, JpegImageFile) and self._image.mode in ("RGB", "L"):
                 return self._decode_jpeg(scale)
-            return np.asarray(to_rgb(ImageOps.exif_transpose(self._image)))
+            return np.asarray(upright_rgb(self._image))
         except Exception as error:
             raise self._fail(error) from error
 
@@ -63,7 +64,7 @@ class Picture:
                 return upright(pixels, self._orientation)
         if shrink > 1:
             self._image.draft(None, (width // shrink, height // shrink))
-        return np.asarray(to_rgb(ImageOps.exif_transpose(self._image)))
+        return np.asarray(upright_rgb(self._image))
 
     def _fail(self, error: Exception) -> SampleError:
         if isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError):
@@ -99,20 +100,6 @@ def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """An RGB copy: 16-bit grey is reduced to its upper 8 bits, transparent pixels are laid on white."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        wide = np.asarray(image).astype(np.float64) / 257.0  # 65535 -> 255
-        return Image.fromarray(np.clip(np.rint(wide), 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, layer).convert("RGB")
-    return image.convert("RGB")
 
 
 def _first_line(error: Exception) -> str:

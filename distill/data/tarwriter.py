@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from distill.data.decode import Picture, decode_mask, to_rgb
+from distill.data.decode import Picture, decode_mask
 from distill.data.index import open_index
 from distill.data.sample import Sample, SampleError
+from distill.pixels import to_rgb, upright_rgb
 
 SUFFIXES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # formats whose bytes are kept
 SAVED = {"JPEG": "JPEG", "MPO": "JPEG", "WEBP": "WEBP"}  # what those that are written anew become, if not PNG
@@ -118,7 +119,7 @@ def _image(item: Item, shaping: Shaping) -> tuple[bytes, str, tuple[int, int]]:
             upright = to_rgb(image).resize(small, Image.Resampling.LANCZOS, reducing_gap=3.0)
             upright = _turned(upright, image)
         else:
-            upright = to_rgb(ImageOps.exif_transpose(image))
+            upright = upright_rgb(image)
         out = io.BytesIO()
         upright.save(out, kind, **({} if kind == "PNG" else {"quality": QUALITY}))
     except Exception as error:

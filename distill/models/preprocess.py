@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from distill.errors import UserError, unknown
+from distill.pixels import upright_rgb
 
 FITS = ("stretch", "crop", "aspect")
 
@@ -15,6 +16,7 @@ FITS = ("stretch", "crop", "aspect")
 def preprocess(image: Image.Image, size: int, patch: int, fit: str = "stretch") -> Tensor:
     """`image` resized (bilinear, antialiased) -> float32 `[3, H, W]` in [0, 1].
 
+    It is first made upright RGB, as the loader makes it for training: turned as EXIF says, transparent pixels on white.
     `fit`: "stretch" to size x size (the paper's demonstration); "crop": shorter side to `size`, then the centre square;
     "aspect": shorter side to `size`, the longer one to the nearest multiple of the patch that keeps the aspect ratio.
     Raises `UserError` when `size` is not a positive multiple of `patch`.
@@ -25,7 +27,7 @@ def preprocess(image: Image.Image, size: int, patch: int, fit: str = "stretch") 
         near = sorted({max(size // patch, 1) * patch, (max(size, 0) // patch + 1) * patch})
         options = " or ".join(map(str, near))
         raise UserError(f"Image size {size} is not a multiple of the patch size {patch}: use {options}.")
-    image = image.convert("RGB")
+    image = upright_rgb(image)
     scale = size / min(image.size)
     if fit == "crop":
         width, height = (max(size, round(side * scale)) for side in image.size)

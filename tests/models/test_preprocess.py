@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from distill.data.decode import decode
+from distill.data.sample import Sample
 from distill.errors import UserError
 from distill.models.preprocess import preprocess
 
@@ -51,6 +55,23 @@ def test_a_picture_of_the_asked_size_is_unchanged():
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_other_colour_modes_become_rgb(mode):
     assert preprocess(_picture(16, 16).convert(mode), 16, 8).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("what", ["turned", "transparent", "16-bit grey"])
+def test_a_file_looks_as_it_did_in_training(what):
+    image, options = _picture(16, 16), {}
+    if what == "turned":
+        options["exif"] = image.getexif()
+        options["exif"][0x0112] = 6  # a quarter turn: the white half is below
+    elif what == "transparent":
+        image = Image.new("RGBA", (16, 16), (200, 0, 0, 0))
+    else:
+        image = Image.fromarray(np.full((16, 16), 257 * 77, np.uint16))
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    trained_on = torch.from_numpy(decode(Sample("k", "s.tar", file.getvalue())).copy())  # uint8 [H, W, 3]
+    out = preprocess(Image.open(file), 16, 8)
+    assert torch.equal((out * 255).round().byte(), trained_on.permute(2, 0, 1))
 
 
 def test_wrong_size_and_fit():

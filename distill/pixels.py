@@ -1,0 +1,25 @@
+"""Pictures of any colour mode and orientation as upright RGB, for training and use alike. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageOps
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An RGB copy of `image`, turned and mirrored as its EXIF orientation says; see `to_rgb`."""
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """An RGB copy: 16-bit grey is reduced to its upper 8 bits, transparent pixels are laid on white."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        wide = np.asarray(image).astype(np.float64) / 257.0  # 65535 -> 255
+        return Image.fromarray(np.clip(np.rint(wide), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
