@@ -118,6 +118,16 @@ def our_image(opened: OpenedModel, to: str) -> VisionTower:
     return image
 
 
+def mask_token_lost(image: VisionTower) -> list[str]:
+    """A note for the card of a layout that has no place for the mask token, where `image` has learned one."""
+    if not bool(image.embed.mask_token.any()):
+        return []
+    return [
+        "The learned mask token is not in these files, as their layout has none: masked views, and a student started "
+        "from them, have one of zeros. `--to safetensors` keeps it."
+    ]
+
+
 def our_pair(opened: OpenedModel, to: str) -> None:
     """UserError unless both towers and the tokenizer are there and of our own architecture."""
     our_image(opened, to)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from distill.export.base import Reloaded, native_size, our_image
+from distill.export.base import Reloaded, mask_token_lost, native_size, our_image
 from distill.models import official
 from distill.models.sources.base import OpenedModel
 from distill.models.vision import VisionTower
@@ -95,4 +95,4 @@ def loading(opened: OpenedModel, name: str) -> tuple[str, list[str]]:
     ]
     if opened.model.image.cls_tokens == 2:
         notes.append('The "register" token is the second CLS token.')
-    return code, notes
+    return code, notes + mask_token_lost(opened.model.image)

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from distill.errors import UserError
-from distill.export.base import Reloaded, our_image, save_tokenizer
+from distill.export.base import Reloaded, mask_token_lost, our_image, save_tokenizer
 from distill.models import official
 from distill.models.official_variants import GELU, HEAD_CHANNELS, SIZES, TEXT_EPS
 from distill.models.sources import open_model
@@ -97,6 +97,8 @@ def loading(opened: OpenedModel, name: str) -> tuple[str, list[str]]:
         f"`{VISION}` is in {layouts_said}: the official encoder of that framework reads it.",
         "Preprocessing is 448 pixels there whatever the model was trained at; sides are padded to whole patches.",
     ]
+    if vision == "jax":
+        notes += mask_token_lost(opened.model.image)
     if texts is not None and opened.model.text.context != 64:
         notes.append(f"The original cuts texts at {opened.model.text.context} tokens, the official encoders at 64.")
     if texts is not None and not pieces:

@@ -46,7 +46,8 @@ def read_tower(arrays: Mapping[str, Tensor], rows: list[Row]) -> dict[str, Tenso
 
 
 def to_official(tower: Tower, layout: str = "torch") -> dict[str, Tensor]:
-    """A tower of ours under their names, float32. Writing and reading it again gives the same tower, bit for bit.
+    """A tower of ours under their names, float32. Writing and reading it again gives the same tower, bit for bit,
+    but for an image tower's mask token, which `jax` and `timm` have no place for: read again, it is zero.
 
     A text file also has the contrastive temperature, `TEMPERATURE[layout]`: it is the pair's, so the caller adds it.
     """

@@ -66,6 +66,19 @@ def test_official_files_open_as_the_same_model(saved, tmp_path, shape, layouts):
     assert np.load(done.folder / "text.npz")  # without pickles
 
 
+@pytest.mark.parametrize(
+    ("to", "gelu", "kept"), [("tips", "tanh", False), ("tips", "erf", True), ("timm", "erf", False)]
+)
+def test_the_card_says_where_the_mask_token_is_lost(saved, tmp_path, to, gelu, kept):
+    path = saved(gelu=gelu, eps=1e-5 if gelu == "erf" else 1e-6)
+    done = distill.export(path, to, tmp_path / "out")
+    if to == "tips":
+        again = distill.load(to_tips.source_of(done.folder)).image.embed.mask_token
+        assert torch.equal(again, distill.load(path).image.embed.mask_token) is kept
+        assert bool(again.any()) is kept
+    assert ("learned mask token is not in these files" not in (done.folder / "README.md").read_text()) is kept
+
+
 def test_what_official_files_cannot_say_is_refused(saved, tmp_path):
     with pytest.raises(UserError, match=r"2 heads of width 64 with the exact GELU.*Allowed: --to timm, onnx"):
         distill.export(saved(heads=2, gelu="erf"), "tips", tmp_path / "out")
