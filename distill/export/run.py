@@ -14,6 +14,7 @@ from distill.export.registry import find_format
 from distill.models.sources import open_model
 
 TOKENIZERS = ("tokenizer.model", "tokenizer.json", "tokenizer_state.json")
+FILES = (".npz", ".safetensors", ".pt")  # what a model's file ends in; a dot in another name is part of it
 
 
 @dataclass(frozen=True)
@@ -57,4 +58,5 @@ def _name(source: str) -> str:
     """A folder name from a source: the run's, the file's or the model's."""
     where = source.partition(":")[2] or source
     first = where.split("+")[0].partition("#")[0].rstrip("/")
-    return Path(first).stem or "model"
+    path = Path(first)
+    return (path.stem if path.suffix in FILES else path.name) or "model"

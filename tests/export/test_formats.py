@@ -13,6 +13,7 @@ from PIL import Image
 import distill
 from distill.errors import UserError
 from distill.export import registry, to_timm, to_tips
+from distill.export.run import _name
 from distill.models.sources import open_model
 
 SHAPES = [{}, {"ffn": "swiglu"}, {"gelu": "erf", "eps": 1e-5}]
@@ -77,6 +78,21 @@ def test_the_card_says_where_the_mask_token_is_lost(saved, tmp_path, to, gelu, k
         assert torch.equal(again, distill.load(path).image.embed.mask_token) is kept
         assert bool(again.any()) is kept
     assert ("learned mask token is not in these files" not in (done.folder / "README.md").read_text()) is kept
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("run:runs/lr0.1", "lr0.1"),
+        ("runs/lr0.1/#teacher", "lr0.1"),
+        ("run:runs/x/checkpoints/step_00000010.pt", "step_00000010"),
+        ("tips:a/vision.npz+a/text.npz", "vision"),
+        ("file:small.safetensors", "small"),
+        ("hf:google/tipsv2-b14", "tipsv2-b14"),
+    ],
+)
+def test_the_default_folder_has_the_name_of_the_model(source, name):
+    assert _name(source) == name
 
 
 def test_what_official_files_cannot_say_is_refused(saved, tmp_path):
