@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill import cli
-from distill.bench import cuda
+from distill.bench import contrast, cuda
 from distill.bench.curves import straightness
 from distill.bench.measure import operations, peak_memory
 from distill.bench.registry import BENCHMARKS, module_of
@@ -95,3 +95,13 @@ def test_how_straight_a_curve_is():
     assert straightness([1, 2, 4], [3, 5, 9]) == pytest.approx(1)
     assert straightness([1, 2, 3], [5, 5, 5]) == 1
     assert straightness([-1, 0, 1], [1, 0, 1]) == pytest.approx(0)
+
+
+def test_the_reference_of_the_contrast_makes_no_product_twice():
+    pairs, width = 8, 4
+    product = 2 * pairs * pairs * width
+    assert operations(contrast.prepare("plain", pairs, width)) == 3 * product  # logits, and a gradient for each side
+    assert operations(contrast.prepare("parts", pairs, width)) == 4 * product
+    ours, reference = (contrast.prepare(kind, pairs, width)() for kind in ("parts", "plain"))
+    for own, plain in zip(ours, reference):
+        torch.testing.assert_close(own, plain, atol=1e-5, rtol=1e-4)
