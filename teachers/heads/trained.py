@@ -25,7 +25,11 @@ MOMENTUM = 0.99  # of the average: a short training needs a faster one than pret
 
 
 class HeadTraining:
-    """Trains `heads` on a stream of the teacher's clean outputs: `add` each batch, then `finish`."""
+    """Trains `heads` on a stream of the teacher's clean outputs: `add` each part of each batch, then `finish`.
+
+    As in training, a batch comes in `train.accumulate` parts, and weights, average and centres move once, after the
+    last of them.
+    """
 
     def __init__(self, heads: TargetHeads, cfg: Config):
         assert heads.heads is not None
@@ -34,14 +38,20 @@ class HeadTraining:
         self.center_momentum = cfg.objective.center_momentum
         self.learner = copy.deepcopy(heads.heads).train().requires_grad_(True)
         self.optimizer = torch.optim.AdamW(self.learner.parameters(), lr=RATE)
-        self.loss = torch.zeros(())
+        self.parts, self.seen = cfg.train.accumulate, 0
+        self.loss = torch.zeros(())  # of the newest part
 
     def add(self, output: ImageOutput) -> None:
-        """One step on a batch: cls `[B, C, D]`, of which the first token counts, and patches `[B, N, D]`."""
+        """Takes in a part of a batch: cls `[B, C, D]`, of which the first token counts, and patches `[B, N, D]`."""
         clean = ImageOutput(output.cls.float(), output.patches.float())
         with torch.enable_grad():
             self.loss = self._loss(clean)
-            self.loss.backward()
+            (self.loss / self.parts).backward()
+        self.seen += 1
+        if self.seen % self.parts == 0:
+            self._step()
+
+    def _step(self) -> None:
         for parameter in self.learner.parameters():
             if parameter.grad is not None:
                 parameter.grad = all_reduce_mean(parameter.grad)

@@ -50,6 +50,21 @@ def test_heads_learn_to_say_the_same_as_their_average(cfg, balance, tied):
         assert mine.grad is None
 
 
+def test_a_batch_in_parts_is_one_step(cfg):
+    torch.manual_seed(0)
+    whole = TargetHeads(Heads(5, cfg.heads), 8)
+    parts, in_parts = copy.deepcopy(whole), copy.deepcopy(cfg)
+    in_parts.train.accumulate = 2
+    once, twice = HeadTraining(whole, cfg), HeadTraining(parts, in_parts)
+    for output in outputs(4):
+        once.add(output)
+        for half in (slice(0, 3), slice(3, 6)):
+            twice.add(ImageOutput(output.cls[half], output.patches[half]))
+    there = parts.state_dict()
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(there[name], value, atol=5e-5), name
+
+
 def test_losses_that_regress_features_take_no_part(cfg):
     cfg.objective.patch.target = "features"
     alone = prototypes_alone(cfg.objective)
