@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distill.errors import UserError
 from distill.models.preprocess import preprocess
 from distill.models.tokenizers.base import Tokenizer
-from distill.models.vision import ImageOutput, nearest_sizes
+from distill.models.vision import ImageOutput, check_float, nearest_sizes
 
 
 class AdaptedTower(nn.Module):
@@ -37,8 +37,8 @@ class AdaptedTower(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None = None, values: bool = False) -> ImageOutput:
         """`images [B, 3, H, W]` in [0, 1] -> CLS `[B, C, D]` and patches `[B, N, D]`, as `VisionTower.forward`.
 
-        Raises `UserError` for a mask (a foreign tower has no mask token), for sizes it cannot take, and for `values`
-        where the last block has no value path.
+        Raises `UserError` for a mask (a foreign tower has no mask token), for sizes it cannot take, for pixels that are
+        whole numbers, and for `values` where the last block has no value path.
         """
         if mask is not None:
             raise UserError("This model has no mask token: only towers of ours see masked images.")
@@ -53,6 +53,7 @@ class AdaptedTower(nn.Module):
 
     def normalised(self, images: Tensor) -> Tensor:
         self.grid(*images.shape[-2:])
+        check_float(images)
         return (images - self.mean) / self.std
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -201,8 +201,7 @@ class VisionTower(nn.Module):
     def _tokens(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Checks the input and embeds it: `[B, N, D]`."""
         height, width = self.grid(*images.shape[-2:])
-        if not images.is_floating_point():
-            raise UserError(f"Images are {images.dtype}: convert to float in [0, 1], for example images.float() / 255.")
+        check_float(images)
         if mask is not None and (mask.dtype != torch.bool or mask.shape != (len(images), height * width)):
             shape = list(mask.shape)
             raise UserError(f"Mask is {mask.dtype} {shape}; allowed: bool [{len(images)}, {height * width}].")
@@ -276,6 +275,12 @@ def _trunk(arch: Arch, cls_tokens: int, gelu: str, drop_path: float, kernels: st
     for block in trunk.blocks:
         init_block(block, kernels)
     return trunk
+
+
+def check_float(images: Tensor) -> None:
+    """Raises `UserError` for whole numbers: pixels from 0 to 255 are far from all that was trained on."""
+    if not images.is_floating_point():
+        raise UserError(f"Images are {images.dtype}: convert to float in [0, 1], for example images.float() / 255.")
 
 
 def nearest_sizes(height: int, width: int, patch: int) -> list[tuple[int, int]]:
