@@ -310,7 +310,7 @@ class OptimConfig:
     warmup: float = opt(0.03, "share of training with linear warm-up", low=0, below=1)
     schedule: str = opt("cosine", "after the warm-up", choices=("cosine", "linear", "constant"))
     final: float = opt(0.0, "learning rate at the end, as a share of the peak", low=0, high=1)
-    clip: float = opt(1.0, "largest gradient norm (0: no clipping)", low=0)
+    clip: float = opt(1.0, "largest gradient norm of a student, or of a co-trained teacher (0: no clipping)", low=0)
     layer_decay: float = opt(1.0, "learning rate factor per block from the top of the vision trunk", above=0, high=1)
 
 

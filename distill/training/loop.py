@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from distill.config.schema import Config
 from distill.data.loader import Failures
@@ -172,11 +173,7 @@ def _update(state: TrainState) -> Tensor | None:
     for name, optimizer in state.optimizers.items():
         set_learning_rate(optimizer, rates[name])
         if cfg.optim.clip > 0:
-            found = state.fabric.clip_gradients(
-                state.module, optimizer, max_norm=cfg.optim.clip, error_if_nonfinite=False
-            )
-            assert found is not None
-            norms[name] = whole(found)
+            norms |= _clip(state, optimizer)
     if cfg.train.precision != "fp16":  # a scaler meets infinite gradients by design and skips the step
         state.guard.watch({}, norms)
     # Reading values waits for an accelerator, so there it is done only on the steps that are logged or kept.
@@ -186,7 +183,22 @@ def _update(state: TrainState) -> Tensor | None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     end_step(state.fabric)
-    return next(iter(norms.values()), None)
+    students = [norm for name, norm in norms.items() if name in state.distiller.students]
+    return torch.stack(students).norm() if students else None
+
+
+def _clip(state: TrainState, optimizer: Any) -> dict[str, Tensor]:
+    """Clips each student, or the co-trained teacher, by itself: how one trains does not depend on those beside it.
+
+    Returns the gradient norms there were, by name.
+    """
+    state.fabric.strategy.precision.unscale_gradients(optimizer.optimizer)
+    owner = {id(p): name for name, learner in state.distiller.learners().items() for p in learner.parameters()}
+    owned: dict[str, list[Tensor]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            owned.setdefault(owner[id(parameter)], []).append(parameter)
+    return {name: whole(clip_grad_norm_(parameters, state.cfg.optim.clip)) for name, parameters in owned.items()}
 
 
 def _after_step(state: TrainState, hooks: Hooks, means: Means, output: StepOutput, images: int, waited: float) -> None:

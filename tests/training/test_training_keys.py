@@ -47,6 +47,17 @@ def test_clipping_bounds_the_gradient(small_run, saved, rows):
     assert bounded == pytest.approx(0.01, rel=1e-3)
 
 
+def test_clipping_one_student_leaves_the_others_alone(small_run, saved):
+    teacher = small_run("teacher", **ONE).folder
+    keys = ONE | {"teacher.mode": "frozen", "teacher.source": f"run:{teacher}", "optim.clip": 0.01}
+    one, other = ({"name": name, "arch": "tiny/8", "depth": depth} for name, depth in (("one", 1), ("other", 2)))
+    alone = small_run("alone", **keys, students=[one]).folder
+    beside = small_run("beside", **keys, students=[one, other]).folder
+    first, both = (saved(folder)["optimizers"]["students"]["state"] for folder in (alone, beside))
+    for number, state in first.items():  # the first student's parameters come first
+        torch.testing.assert_close(both[number]["exp_avg"], state["exp_avg"], rtol=1e-4, atol=1e-9)
+
+
 def test_optim_keys_reach_the_optimiser(small_run, saved):
     keys = {"optim.weight_decay": 0.3, "optim.betas": [0.5, 0.7], "optim.layer_decay": 0.5, "students.0.depth": 2}
     groups = saved(small_run(**ONE, **keys).folder)["optimizers"]["students"]["param_groups"]
