@@ -158,8 +158,9 @@ def _ls(args: argparse.Namespace) -> int:
             print(f"{group}: {GROUPS.get(group, '')}".rstrip(": "))
         for name, top in members.items():
             print(f"  {name:<{width}}  {top.purpose}")
-            if top.costs:
-                print(f"  {'':<{width}}  costs {top.costs}")
+            for word, text in (("reproduces", top.reproduces), ("costs", top.costs)):
+                if text:
+                    print(f"  {'':<{width}}  {word} {text}")
     print("\nNext: distill check NAME, distill run NAME (distill study, distill eval MODEL), distill cp NAME my.yaml")
     return 0
 

@@ -110,6 +110,7 @@ def test_ls_groups_recipes_with_purpose_and_cost(capsys):
     assert out.index("pretrain: ") < out.index("pretrain/scenes_tiny") < out.index("distill: ") < out.index("study: ")
     assert "Pretrain a tiny teacher with iBOT++" in out
     assert "costs 90,000 steps of 8,192 images" in out
+    assert "reproduces in small, Table 2 of the paper, and the rows that it lacks" in out
     assert cli.main(["ls", "g14"]) == 0
     assert "scenes_tiny" not in capsys.readouterr().out
 
