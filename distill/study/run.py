@@ -22,13 +22,13 @@ from distill.errors import UserError
 from distill.study.display import Display, clock
 from distill.study.keep import Keeper, small_results
 from distill.study.overview import write_overview
-from distill.study.plan import Plan, make_plan, select
+from distill.study.plan import Plan, cell_name, make_plan, select
 from distill.study.rates import rate_plan, rate_tree, save_rates, trials
 from distill.study.recipe import checked_seeds, read_study
 from distill.study.report import write_report
 from distill.study.results import REPORT, RESULTS, Tree, collect, holds_studies, load_results, load_studies, save
 from distill.study.runner import Command, Outcome, Runner, cell_command
-from distill.study.store import read_json
+from distill.study.store import is_done, read_json, read_result
 from distill.study.table import rates_table, summary_table
 
 
@@ -161,7 +161,7 @@ def rebuild(folder: str | Path) -> Path:
 def refreshed(folder: Path) -> Tree:
     """A study's results with the words, claims and comparisons that its recipe has today, and with all cells there are.
 
-    As stored where the recipe is gone or no longer describes the stored rows.
+    As stored where the recipe is gone or no longer describes the stored rows: their settings or their evaluation.
     """
     results = load_results(folder)
     changes = {**results.get("overrides", {}), **({"scale": results["scale"]} if results.get("scale") else {})}
@@ -171,11 +171,19 @@ def refreshed(folder: Path) -> Tree:
         plan = plan_study(results["recipe"], changes, results["seeds"], folder.parent, folder.name)
     except UserError:
         return results
-    addresses = {(cell.variant, cell.seed): cell.address for cell in plan.cells.values()}
-    if any(addresses.get((row["variant"], row["seed"])) != row["address"] for row in results["rows"]):
+    if not all(_describes(plan, row) for row in results["rows"]):
         return results
     new = collect(plan, results["failed"], results["command"], changes)
     return {**small_results(new), "folder": results["folder"]}
+
+
+def _describes(plan: Plan, row: Tree) -> bool:
+    """Whether a stored row is of one of the plan's cells, and that cell was evaluated as the plan asks."""
+    cell = plan.cells.get(cell_name(row["variant"], row["seed"]))
+    if cell is None or cell.address != row["address"]:
+        return False
+    result = read_result(plan.folder(cell))
+    return result is None or is_done(result, cell, plan.eval)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ import pytest
 
 from distill.errors import UserError
 from distill.study.display import CellState, Display
-from distill.study.run import StudyResult, alone, divide_machine, plan_study
+from distill.study.results import load_results
+from distill.study.run import StudyResult, alone, divide_machine, plan_study, refreshed
 from distill.study.store import read_json
 
 Play = Callable[..., StudyResult]
@@ -221,3 +222,15 @@ def test_a_study_on_photographs_asks_for_its_images(edit: Callable[[str, str], P
     edit("dataset: scenes", 'dataset: "???"')
     with pytest.raises(UserError, match=r"give eval\.dataset"):
         play()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("samples: 16", "samples: 32"), ("tasks: [zeroshot_seg", "tasks: [depth, zeroshot_seg")]
+)
+def test_a_report_keeps_its_rows_when_the_recipe_evaluates_otherwise_today(
+    old: str, new: str, play: Play, edit: Callable[[str, str], Path]
+) -> None:
+    result = play()
+    assert len(result.results["rows"]) == 3
+    edit(old, new)
+    assert refreshed(result.folder) == load_results(result.folder)
