@@ -92,7 +92,9 @@ def study(
         only = trials(only or list(checked.recipe.variants))
     names = select(plan, only or list(plan.recipe.variants))
     anew = [c.name for c in plan.cells.values() if again and (not only or c.variant in only)]
-    plan.root.mkdir(parents=True, exist_ok=True)
+    _check_writable(plan.root, "Choose another place with --runs DIR.")
+    if keep is not None:
+        _check_writable(Path(keep), "Choose another place with --keep DIR.")
     slots, threads, gpus = divide_machine(parallel, plan)
     keeper = None if keep is None else _keeper(Path(keep), plan, recipe, changes, name)
     with alone(plan.root), Display(slots, console) as display:
@@ -154,7 +156,10 @@ def rebuild(folder: str | Path) -> Path:
     place = Path(folder)
     several = holds_studies(place)
     for one in load_studies(place) if several else [""]:
-        save(refreshed(place / one), place / one)
+        results = refreshed(place / one)
+        for target in (place, place / one):
+            _check_writable(target, "Report from a copy of it.")
+        save(results, place / one)
     return write_overview(place) if several else write_report(load_results(place), place)
 
 
@@ -184,6 +189,17 @@ def _describes(plan: Plan, row: Tree) -> bool:
         return False
     result = read_result(plan.folder(cell))
     return result is None or is_done(result, cell, plan.eval)
+
+
+def _check_writable(folder: Path, fix: str) -> None:
+    """Makes the folder where there is none; a UserError where nothing can be written to it."""
+    reason = "it is read-only"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = str(error.strerror)
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise UserError(f"Cannot write to {folder}: {reason}. {fix}")
 
 
 @contextmanager

@@ -224,6 +224,14 @@ def test_a_study_on_photographs_asks_for_its_images(edit: Callable[[str, str], P
         play()
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for options in ({"runs": tmp_path / "file"}, {"keep": tmp_path / "file"}, {"keep": tmp_path / "file" / "kept"}):
+        with pytest.raises(UserError, match=f"Cannot write to {tmp_path / 'file'}.*Choose another place with --"):
+            play(**options)
+    assert not list(tmp_path.rglob("spec.json"))
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [("samples: 16", "samples: 32"), ("tasks: [zeroshot_seg", "tasks: [depth, zeroshot_seg")]
 )
