@@ -36,3 +36,11 @@ def mapping(path: str, key: str, value: Any) -> dict[str, Any]:
         nested = isinstance(item, dict) and item
         flat.update({f"{name}.{k}": v for k, v in mapping(path, key, item).items()} if nested else {str(name): item})
     return flat
+
+
+def words(path: str, key: str, value: Any) -> tuple[str, ...]:
+    """A list of words; a single one may stand without brackets."""
+    given = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(given, list) or not all(isinstance(word, str) for word in given):
+        raise UserError(f"{path}: {key} is {value!r}; it must be a word or a list of words.")
+    return tuple(given)

@@ -209,6 +209,8 @@ def _check_pair(plan: Plan, pair: Pair) -> None:
         if factor not in factors:
             raise unknown(f"factor in compare of {path}", factor, factors)
     differing = plan.differing_factors(pair.first, pair.second)
+    if not differing:
+        raise UserError(f"{path}: {pair.first} and {pair.second} differ in no factor; compare two different variants.")
     if pair.factors is None and len(differing) != 1:
         raise UserError(
             f"{path}: {pair.first} and {pair.second} differ in {len(differing)} factors ({', '.join(differing)}); "

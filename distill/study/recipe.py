@@ -33,12 +33,12 @@ from typing import Any
 import yaml
 
 from distill.config import recipes
-from distill.config.entries import parse_scalar
+from distill.config.entries import parse_scalar, read_yaml
 from distill.config.fields import leaf_of
 from distill.errors import UserError, unknown
 from distill.study.averages import plain
 from distill.study.claims import EXPECTATIONS, Claim
-from distill.study.parts import checked_name, known, mapping
+from distill.study.parts import checked_name, known, mapping, words
 from distill.study.scales import scaled
 
 KEYS = ("study", "title", "base", "set", "factors", "seeds", "eval", "variants", "compare", "claims", "paper", "scales")
@@ -47,6 +47,7 @@ CLAIM_KEYS = ("says", "source", "after", "compare", "metric", "expect", "margin"
 PAPER_KEYS = ("source", "columns", "values")
 EVAL_KEYS = ("dataset", "samples", "tasks")
 TASKS: tuple[str, ...] = leaf_of("eval.tasks").bounds["choices"]
+MEASURED = (*TASKS, "train", "cost")  # what a claim's metric begins with
 USUAL_TASKS = (
     "zeroshot_seg",
     "retrieval",
@@ -107,6 +108,8 @@ def read_study(name: str | Path, scale: str | None = None) -> StudyRecipe:
     """
     found = recipes.find(name)
     path = found.label
+    for problem in read_yaml(found.text, path)[1]:  # the first; also for a key that is given twice
+        raise UserError(str(problem))
     try:
         tree = parse_scalar(found.text)
     except yaml.YAMLError as error:
@@ -117,6 +120,7 @@ def read_study(name: str | Path, scale: str | None = None) -> StudyRecipe:
     missing = [k for k in ("study", "base", "factors", "variants") if not tree.get(k)]
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; a study needs at least study, base, factors and variants.")
+    _check_shapes(path, tree)
     tree = scaled(path, tree, scale)
     variants = _variants(path, tree["variants"])
     pairs = tuple(_pair(path, item, variants) for item in tree.get("compare") or [])
@@ -143,12 +147,24 @@ def read_study(name: str | Path, scale: str | None = None) -> StudyRecipe:
 # ------------------------------------------------------------------------------------------------ parts
 
 
+def _check_shapes(path: str, tree: Mapping[str, Any]) -> None:
+    """Refuse variants, a variant or an evaluation that is no mapping, before a scale changes them."""
+    variants, evaluation = tree["variants"], tree.get("eval")
+    if not isinstance(variants, dict):
+        raise UserError(f"{path}: variants is {variants!r}; it must map a variant's name to its title and changes.")
+    for name, body in variants.items():
+        if body is not None and not isinstance(body, dict):
+            raise UserError(f"{path}: variant '{name}' is {body!r}; it must be a mapping of {', '.join(VARIANT_KEYS)}.")
+    if evaluation is not None and not isinstance(evaluation, dict):
+        raise UserError(f"{path}: eval is {evaluation!r}; it must be a mapping with the keys {', '.join(EVAL_KEYS)}.")
+
+
 def _factors(path: str, value: Any) -> dict[str, tuple[str, ...]]:
     if not isinstance(value, dict):
         raise UserError(
             f"{path}: factors is {value!r}; it must map a factor's name to its keys, e.g. mask: [mask.ratio]."
         )
-    factors = {str(k): tuple([v] if isinstance(v, str) else v or ()) for k, v in value.items()}
+    factors = {str(k): words(path, f"factors.{k}", v) for k, v in value.items()}
     for (one, keys), (other, more) in combinations(factors.items(), 2):
         for key in keys:
             if any(covers(key, k) or covers(k, key) for k in more):
@@ -174,8 +190,6 @@ def checked_seeds(value: Any) -> tuple[int, ...]:
 
 def _eval(path: str, value: Any) -> dict[str, Any]:
     given = value or {}
-    if not isinstance(given, Mapping):
-        raise UserError(f"{path}: eval is {value!r}; it must be a mapping with the keys {', '.join(EVAL_KEYS)}.")
     known(path, "eval key", given, EVAL_KEYS)
     merged = {"dataset": "scenes", "samples": 512, "tasks": list(USUAL_TASKS), **given}
     return checked_eval(merged)
@@ -183,8 +197,9 @@ def _eval(path: str, value: Any) -> dict[str, Any]:
 
 def checked_eval(value: Mapping[str, Any]) -> dict[str, Any]:
     """The eval block with its tasks and its number of samples checked."""
-    tasks, samples = value["tasks"], value["samples"]
-    for task in tasks if isinstance(tasks, list) else [tasks]:
+    samples = value["samples"]
+    tasks = [value["tasks"]] if isinstance(value["tasks"], str) else value["tasks"]
+    for task in tasks if isinstance(tasks, list | tuple) else [tasks]:
         if task not in TASKS:
             raise unknown("evaluation task", str(task), TASKS)
     if not isinstance(samples, int) or samples < 8:
@@ -192,16 +207,14 @@ def checked_eval(value: Mapping[str, Any]) -> dict[str, Any]:
     return {"dataset": str(value["dataset"]), "samples": samples, "tasks": list(tasks)}
 
 
-def _variants(path: str, value: Any) -> dict[str, Variant]:
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: variants is {value!r}; it must map a variant's name to its title and changes.")
+def _variants(path: str, value: Mapping[str, Any]) -> dict[str, Variant]:
     variants: dict[str, Variant] = {}
     for key, body in value.items():
         name = checked_name(path, "variant", key)
         body = body or {}
         known(path, f"key of variant '{name}'", body, VARIANT_KEYS)
         for link in ("from", "teacher"):
-            if body.get(link) is not None and body[link] not in variants:
+            if body.get(link) is not None and str(body[link]) not in variants:
                 fix = f"'{link}' names a variant listed above '{name}'."
                 raise unknown(f"variant in {path}", str(body[link]), variants, fix)
         parent = variants.get(body.get("from") or "")
@@ -221,9 +234,8 @@ def _pair(path: str, item: Any, variants: dict[str, Variant]) -> Pair:
     for name in body["pair"]:
         if plain(str(name)) not in variants:
             raise unknown(f"variant in compare of {path}", str(name), variants)
-    factors = body.get("factors")
     first, second = body["pair"]
-    return Pair(first, second, tuple(factors) if factors else None)
+    return Pair(first, second, words(path, "factors of a comparison", body.get("factors")) or None)
 
 
 def _paper(path: str, value: Any, variants: dict[str, Variant]) -> dict[str, Any] | None:
@@ -232,6 +244,8 @@ def _paper(path: str, value: Any, variants: dict[str, Variant]) -> dict[str, Any
         return None
     if not isinstance(value, dict) or set(value) != set(PAPER_KEYS) or not isinstance(value["values"], dict):
         raise UserError(f"{path}: paper is {value!r}; it must be a mapping with exactly {', '.join(PAPER_KEYS)}.")
+    if not isinstance(value["columns"], list):
+        raise UserError(f"{path}: paper.columns is {value['columns']!r}; it must be a list of titles.")
     for name, numbers in value["values"].items():
         if name not in variants:
             raise unknown(f"variant in paper of {path}", str(name), variants)
@@ -250,19 +264,31 @@ def _claim(path: str, item: Any, pairs: tuple[Pair, ...], variants: Mapping[str,
     if missing:
         raise UserError(f"{path}: the claim '{item.get('says', '?')}' lacks {', '.join(missing)}.")
     first, second = _compared(path, item, pairs, variants)
-    expect, margin = str(item["expect"]), item.get("margin")
+    expect, margin, metric = str(item["expect"]), item.get("margin"), str(item["metric"])
+    if metric.split("/")[0] not in MEASURED:
+        raise unknown(f"task of the metric {metric} in a claim of {path}", metric.split("/")[0], MEASURED)
     if expect not in EXPECTATIONS:
         raise unknown("expectation of a claim", expect, EXPECTATIONS)
     if expect == "0" and margin is None:
         raise UserError(
             f"{path}: the claim '{item['says']}' expects no difference; give a margin in the metric's units."
         )
+    if expect in ("+", "-") and margin is not None:
+        raise UserError(
+            f"{path}: the claim '{item['says']}' has a margin, which {expect} does not take; leave it out, or expect "
+            "0, <= or >=."
+        )
+    if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float) or not margin >= 0):
+        raise UserError(
+            f"{path}: the claim '{item['says']}' has the margin {margin!r}; give a number of the metric's units, "
+            "at least 0 (0.02 for two points of a share)."
+        )
     return Claim(
         says=str(item["says"]),
         source=str(item["source"]),
         first=first,
         second=second,
-        metric=str(item["metric"]),
+        metric=metric,
         expect=expect,
         margin=None if margin is None else float(margin),
         after=None if item.get("after") is None else str(item["after"]),

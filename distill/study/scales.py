@@ -17,6 +17,9 @@ def scaled(path: str, tree: dict[str, Any], scale: str | None) -> dict[str, Any]
         raise UserError(f"{path}: scales is {scales!r}; it must map a name to a mapping of {', '.join(SCALE_KEYS)}.")
     for key, body in scales.items():
         known(path, f"key of scale '{checked_name(path, 'scale', key)}'", body, SCALE_KEYS)
+        for part in ("variants", "eval"):
+            if body.get(part) is not None and not isinstance(body[part], dict):
+                raise UserError(f"{path}: {part} of scale '{key}' is {body[part]!r}; it must be a mapping.")
         for variant in body.get("variants") or {}:
             if variant not in tree["variants"]:
                 raise unknown(f"variant in scale '{key}' of {path}", str(variant), tree["variants"])

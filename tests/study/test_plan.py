@@ -96,6 +96,13 @@ def test_a_comparison_must_list_exactly_what_differs(edit: Callable[[str, str], 
         plan_study(path)
 
 
+@pytest.mark.parametrize("pair", ["[ibot, ibot]", "{pair: [ibot, ibot], factors: [mask]}"])
+def test_a_comparison_of_a_variant_with_itself_is_refused(edit: Callable[[str, str], Path], pair: str) -> None:
+    path = edit("  - [ibot, ibotpp]\n", f"  - [ibot, ibotpp]\n  - {pair}\n")
+    with pytest.raises(UserError, match="ibot and ibot differ in no factor"):
+        plan_study(path)
+
+
 def test_two_equal_variants_are_refused(edit: Callable[[str, str], Path]) -> None:
     path = edit("compare:\n", "  twin: {from: ibotpp}\ncompare:\n")
     with pytest.raises(UserError, match="'twin-s0' and 'ibotpp-s0' are the same run"):
