@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> int:
         settings(args.overrides),
         seeds=args.seeds,
         parallel=args.parallel,
-        only=[word for word in (args.only or "").split(",") if word],
+        only=_names(args.only),
         again=args.again,
         name=args.name,
         runs=args.runs,
@@ -105,6 +105,14 @@ def settings(words: list[str]) -> dict[str, Any]:
         if isinstance(entry.value, NewList):
             raise UserError(f"{entry.key}: give single values to a study, as {entry.key}.0.arch=tiny/8.")
     return {entry.key: entry.value for entry in entries}
+
+
+def _names(text: str | None) -> list[str]:
+    """The variants of --only; none where it was not given, which means all."""
+    names = [word.strip() for word in (text or "").split(",") if word.strip()]
+    if text is not None and not names:
+        raise UserError("--only names no variant; give some (--only A,B), or leave it out to run all.")
+    return names
 
 
 def _results_folder(args: argparse.Namespace) -> Path:

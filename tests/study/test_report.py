@@ -248,3 +248,5 @@ def test_command_line_rebuilds_and_refuses(done: Done, capsys: pytest.CaptureFix
     assert "takes no settings" in capsys.readouterr().err
     assert main(["study", "study/no_such_study"]) == 2
     assert "no_such_study" in capsys.readouterr().err
+    assert main(["study", "study/demo", "--only", " , "]) == 2
+    assert "--only names no variant" in capsys.readouterr().err
