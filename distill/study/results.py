@@ -182,9 +182,13 @@ def findings(results: Tree) -> list[Finding]:
     claims = [Claim(**tree) for tree in results["claims"]]
     variants = {*results["variants"], *(claim.first for claim in claims if claim.first)}
     scores = {c.metric: {v: by_seed(results, v, c.metric) for v in variants} for c in claims}
-    return [
-        replace(f, mixed=_mixes(results, f.claim), retaught=_retaught(results, f.claim)) for f in judge(claims, scores)
-    ]
+    found = []
+    for f in judge(claims, scores):
+        nowhere = results["rows"] and not any(scores[f.claim.metric].values())
+        reason = f"no run has the metric {f.claim.metric}" if nowhere else f.reason
+        mixed, retaught = _mixes(results, f.claim), _retaught(results, f.claim)
+        found.append(replace(f, reason=reason, mixed=mixed, retaught=retaught))
+    return found
 
 
 def _retaught(results: Tree, claim: Claim) -> bool:

@@ -18,7 +18,7 @@ from distill.study.columns import COLUMNS, show
 from distill.study.effects import effects_svg
 from distill.study.plots import MASKED, VISIBLE
 from distill.study.report import build_report, notes
-from distill.study.results import Tree, load_results, mean_of
+from distill.study.results import Tree, findings, load_results, mean_of
 from distill.study.run import StudyResult, rebuild
 from distill.study.table import best, summary_table
 
@@ -108,6 +108,14 @@ def test_claims_json_holds_the_verdicts(done: Done) -> None:
     assert [c["says"] for c in claims] == ["all tokens beat masked ones"]
     assert claims[0]["n"] == 2
     assert claims[0]["mean"] == pytest.approx(0.12, abs=0.02)
+
+
+def test_a_metric_that_no_run_has_is_named(done: Done) -> None:
+    done.results["claims"][0]["metric"] = "zeroshot_seg/miou"
+    finding = findings(done.results)[0]
+    assert (finding.verdict, finding.reason) == ("not measured", "no run has the metric zeroshot_seg/miou")
+    done.results["rows"] = []
+    assert findings(done.results)[0].reason == "no seed has both variants"
 
 
 def test_report_is_rebuilt_from_the_results_alone(done: Done) -> None:
