@@ -244,6 +244,14 @@ def test_what_is_neither_better_nor_worse_has_no_best_and_no_colour(done: Done) 
     assert MASKED not in effects_svg(done.results)
 
 
+def test_on_paper_nothing_is_wider_than_the_page(done: Done) -> None:
+    """What only scrolls on a screen must wrap or shrink in print."""
+    rules = (done.folder / "report.html").read_text().split("@media print {")[1]
+    assert ".scroll { overflow: visible; }" in rules
+    for rule in (".scroll img { max-width: 100%;", ".overview td, .overview .verdict { white-space: normal;"):
+        assert rule in rules
+
+
 def test_failed_cells_are_named(done: Done) -> None:
     done.results["failed"] = {"none-s1": "step 3\nThe patch targets collapsed."}
     assert "none-s1 failed, so no claim counts it: The patch targets collapsed." in notes(done.results)
