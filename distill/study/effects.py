@@ -13,17 +13,18 @@ def effects_svg(results: Tree) -> str:
     """Differences second - first by metric; blue: better and sure, orange: worse and sure, grey: zero is possible, or
     more is neither better nor worse.
 
-    Empty where nothing was compared or measured. One seed gives a grey point without a line.
+    Comparisons without data have no row; empty where none has data. One seed gives a grey point without a line.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    columns, pairs = measured(results, SCORES), results["compare"]
-    if not columns or not pairs:
+    columns = measured(results, SCORES)
+    pairs = [p for p in results["compare"] if any(difference(results, p["first"], p["second"], c) for c in columns)]
+    if not pairs:
         return ""
     names = [f"{p['first']} → {p['second']}" for p in pairs]
     with rc_context(STYLE):
-        figure = Figure(figsize=(2.2 + 1.5 * len(columns), 0.8 + 0.26 * len(pairs)), layout="constrained")
+        figure = Figure(figsize=(2.2 + 1.5 * len(columns), 1.0 + 0.26 * len(pairs)), layout="constrained")
         panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
         for axes, column in zip(panels, columns):
             axes.axvline(0, color=INK, linewidth=0.8)
@@ -39,6 +40,7 @@ def effects_svg(results: Tree) -> str:
                     axes.plot(ends, [row, row], color=colour, linewidth=1.6)
                 axes.plot([change.mean * column.scale], [row], "o", color=colour, markersize=4)
             axes.set_title(column.short, fontsize=9)
+            axes.set_xlabel("points" if column.scale == 100 else column.group.split(", ")[-1])
             axes.grid(axis="x", color=PALE, linewidth=0.5)
         panels[0].set_yticks(range(len(names)), names)
         panels[0].set_ylim(len(names) - 0.5, -0.5)

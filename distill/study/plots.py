@@ -46,6 +46,7 @@ def patch_loss_svg(curves: Mapping[str, Curve], bounds: tuple[float, float]) -> 
         axes.set_ylim(*bounds)
         axes.grid(axis="y", color=PALE, linewidth=0.5)
         axes.set_xlabel("step")
+        axes.set_ylabel("patch loss")
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return text.getvalue()

@@ -16,7 +16,7 @@ from distill.cli import main
 from distill.errors import UserError
 from distill.study.columns import COLUMNS, show
 from distill.study.effects import effects_svg
-from distill.study.plots import MASKED, VISIBLE
+from distill.study.plots import MASKED, VISIBLE, patch_loss_svg
 from distill.study.report import build_report, notes
 from distill.study.results import Tree, findings, load_results, mean_of
 from distill.study.run import StudyResult, rebuild
@@ -230,6 +230,21 @@ def test_effects_are_blue_where_better_and_orange_where_worse_whichever_way_is_b
     assert MASKED in effects_svg(done.results)
     done.results["compare"] = []
     assert effects_svg(done.results) == ""
+
+
+def test_charts_say_their_units_and_leave_out_what_has_no_data(done: Done) -> None:
+    for row in done.results["rows"]:
+        row["metrics"] = {"depth/rmse": 0.3, "knn/top1_cls1": 0.4}
+    done.results["rows"] = [row for row in done.results["rows"] if row["variant"] != "unmasked"]
+    text = effects_svg(done.results)
+    assert ">points<" in text
+    assert ">RMSE<" in text
+    assert "ibot → ibotpp" in text
+    assert "ibot → unmasked" not in text
+    done.results["rows"] = [row for row in done.results["rows"] if row["variant"] != "ibotpp"]
+    assert effects_svg(done.results) == ""
+    curve = {"patch_visible": {"step": [1.0, 2.0], "value": [3.0, 2.0]}}
+    assert ">patch loss<" in patch_loss_svg(curve, (0.0, 4.0))
 
 
 def test_what_is_neither_better_nor_worse_has_no_best_and_no_colour(done: Done) -> None:
