@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from distill.study.averages import shown, title_of
-from distill.study.claim_lines import claim_lines
+from distill.study.claim_lines import MARK, claim_lines
 from distill.study.columns import COSTS, SCORES, Column, show
 from distill.study.curves import Curve
 from distill.study.effects import effects_svg
@@ -142,9 +142,10 @@ def claim_list(results: Tree) -> str:
     for line in claim_lines(results):
         claim, finding = line.finding.claim, line.finding
         final = f" From the final tokens: {line.final}." if line.final else ""
+        mark = f" {MARK}" if claim.after else ""
         items.append(
             f'<li><span class="verdict {finding.verdict.replace(" ", "-")}">{esc(finding.verdict)}</span>'
-            f"<div><p>{esc(claim.says)}.</p><p class='small'>{esc(line.metric)}: {esc(line.what)} = "
+            f"<div><p>{esc(claim.says)}.{mark}</p><p class='small'>{esc(line.metric)}: {esc(line.what)} = "
             f"<b>{esc(line.measured)}</b> (95 % interval {esc(line.interval)}), expected {esc(line.expected)}: "
             f"{esc(finding.reason)}.{esc(final)} Source: {esc(line.source)}.</p></div></li>"
         )

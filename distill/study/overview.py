@@ -9,21 +9,9 @@ from distill.study.claim_lines import CLAIMS_TEXT, HEADS, ClaimLine, all_claim_l
 from distill.study.fragments import esc
 from distill.study.galleries import Shelf
 from distill.study.markdown import README, readme
-from distill.study.report import page, study_body, write_page
+from distill.study.report import page, study_body, words, write_page
 from distill.study.results import Tree, load_studies, scale_of
 
-WORDS = {
-    "iBOT": "pretraining with a patch loss on masked tokens alone (and a CLS loss and an image-text contrast)",
-    "iBOT++": "the same with the patch loss on all tokens, visible ones too",
-    "CLS": "the token that stands for the whole image; with two, each has captions of its own kind",
-    "EMA": "an average of the student's weights over training, which gives the targets: full (trunk and heads) or "
-    "head-only (the trunk is the student's own)",
-    "final tokens, value path": "two readings of patch tokens for zero-shot segmentation: as they leave the trunk, or "
-    "with the last block's attention replaced by each token's own value",
-    "mIoU": "mean over classes of intersection over union",
-    "probe": "a linear classifier on frozen patch tokens",
-    "global share": "how much of a patch token's variance is shared with the other patches of its image",
-}
 TITLE = "Which findings are reproduced"
 
 
@@ -40,10 +28,9 @@ def build_overview(studies: Mapping[str, Tree], folder: Path) -> str:
     links = "".join(
         f'<li><a href="#{esc(t["study"])}">{esc(t["title"])}</a> ({esc(scale_of(t))})</li>' for t in studies.values()
     )
-    words = "".join(f"<dt>{esc(word)}</dt><dd>{esc(text)}</dd>" for word, text in WORDS.items())
     head = (
         f"<header><h1>{esc(TITLE)}</h1><p>{esc(CLAIMS_TEXT)}</p></header>"
-        f"{claim_table(studies)}<section><h2>Words</h2><dl class='words'>{words}</dl></section>"
+        f"{claim_table(studies)}{words()}"
         f"<section><h2>Studies</h2><ul>{links}</ul></section>"
     )
     return page(TITLE, head + "".join(study_body(t, folder / n, shelf) for n, t in studies.items()), shelf)
@@ -63,5 +50,5 @@ def _cells(line: ClaimLine) -> str:
     verdict = line.finding.verdict
     shown = {head: esc(text) for head, text in line.cells.items()}
     shown["verdict"] = f'<span class="verdict {verdict.replace(" ", "-")}">{esc(verdict)}</span>'
-    shown["study"] = f'<a href="#{esc(line.study)}">{esc(line.study)}</a>'
+    shown["study"] = f'<a href="#{esc(line.study)}">{esc(line.study)}</a>{esc(line.where.removeprefix(line.study))}'
     return "".join(f"<td{' class=says' if head == 'claim' else ''}>{text}</td>" for head, text in shown.items())

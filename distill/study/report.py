@@ -16,6 +16,7 @@ from distill.study.fragments import esc
 from distill.study.galleries import Shelf, definitions, galleries
 from distill.study.plots import MASKED, VISIBLE
 from distill.study.rates import load_rates, rates_text
+from distill.study.recipe import covers
 from distill.study.results import REPORT, Tree, hardware_of, scale_of
 from distill.study.store import PICTURES, read_result, true_place
 
@@ -28,7 +29,7 @@ def write_report(results: Tree, folder: Path) -> Path:
 def build_report(results: Tree, folder: Path) -> str:
     """The report's text."""
     shelf: Shelf = {}
-    return page(results["title"], study_body(results, folder, shelf), shelf)
+    return page(results["title"], study_body(results, folder, shelf) + words(), shelf)
 
 
 def write_page(folder: Path, text: str) -> Path:
@@ -78,6 +79,22 @@ def study_body(results: Tree, folder: Path, shelf: Shelf) -> str:
     )
 
 
+WORDS = {
+    "iBOT": "pretraining with a patch loss on masked tokens alone (and a CLS loss and an image-text contrast)",
+    "iBOT++": "the same with the patch loss on all tokens, visible ones too",
+    "CLS": "the token that stands for the whole image; with two, each has captions of its own kind",
+    "EMA": "an average of the student's weights over training, which gives the targets: full (trunk and heads) or "
+    "head-only (the trunk is the student's own)",
+    "final tokens, value path": "two readings of patch tokens for zero-shot segmentation: as they leave the trunk, or "
+    "with the last block's attention replaced by each token's own value",
+    "mIoU": "mean over classes of intersection over union",
+    "k-NN": "the class of an image is voted by the training images whose CLS tokens are nearest",
+    "recall@1, R@1": "how often the caption nearest to an image is its own (i→t), or the image to a caption (t→i)",
+    "probe": "a linear classifier on frozen patch tokens",
+    "RMSE": "root of the mean squared error of depths that are read from frozen patch tokens by a linear layer",
+    "class share": "how much of the variance of patch tokens lies between the classes of what they show",
+    "global share": "how much of a patch token's variance is shared with the other patches of its image",
+}
 DIFFERENCES_TEXT = (
     "In percentage points (depth: in the unit of its dataset, less is better), paired by seed. "
     "Bold: the 95 % interval over seeds excludes zero."
@@ -110,6 +127,12 @@ PICTURE_TEXT = (
 )
 
 
+def words() -> str:
+    """What the report's words mean."""
+    items = "".join(f"<dt>{esc(word)}</dt><dd>{esc(text)}</dd>" for word, text in WORDS.items())
+    return f"<section><h2>Words</h2><dl class='words'>{items}</dl></section>"
+
+
 def _asset(name: str) -> str:
     return (resources.files("distill.study") / "templates" / name).read_text(encoding="utf-8")
 
@@ -138,7 +161,7 @@ def _facts(results: Tree) -> str:
     facts = {
         "variants": len(results["variants"]),
         "seeds": f"{len(results['seeds'])} ({', '.join(map(str, results['seeds']))})",
-        "training": f"{results['steps']:,} steps of {results['batch']:,} images each",
+        "training": f"{results['steps']:,} steps of {results['batch']:,} images each" + _unless(results),
         "evaluation": f"{evaluation['samples']:,} test images of {evaluation['dataset']}",
         "scale": scale_of(results),
         "hardware": hardware_of(results["rows"]),
@@ -146,6 +169,12 @@ def _facts(results: Tree) -> str:
         "finished": max((str(row["finished"])[:10] for row in rows), default=""),
     }
     return "".join(f"<div><dt>{esc(k)}</dt><dd>{esc(v)}</dd></div>" for k, v in facts.items())
+
+
+def _unless(results: Tree) -> str:
+    """What to add where variants may train for longer or shorter than the first."""
+    vary = any(covers(key, "train.steps") for keys in results["factors"].values() for key in keys)
+    return ", unless a variant says otherwise" if vary else ""
 
 
 def notes(results: Tree) -> list[str]:
@@ -208,8 +237,9 @@ def _commands(results: Tree) -> str:
     taught = [name for name, about in results["variants"].items() if about["teacher"]]
     single = f"{command} --only {[*results['variants'], *taught][-1]} --again"
     row = f"<p>One row anew{', with the teacher it needs' if taught else ''}:</p><pre>{esc(single)}</pre>"
+    place = " (DIR: the folder that holds it)" if str(results["folder"]).startswith("DIR/") else ""
     return (
         f"<p>The whole study (finished cells are kept):</p><pre>{esc(command)}</pre>"
         f"{'' if results.get('checks') else row}"
-        f"<p>This page from the stored results:</p><pre>distill study {esc(results['folder'])} --report</pre>"
+        f"<p>This page from the stored results{place}:</p><pre>distill study {esc(results['folder'])} --report</pre>"
     )

@@ -17,6 +17,7 @@ from distill.cli import main
 from distill.study import markdown, runner
 from distill.study.claim_lines import all_claim_lines
 from distill.study.fragments import claim_list
+from distill.study.overview import build_overview
 from distill.study.recipe import read_study
 from distill.study.results import load_studies
 from distill.study.run import rebuild, study
@@ -121,6 +122,8 @@ def test_a_claim_that_two_studies_make_of_the_same_runs_is_there_once(kept: Path
     twin = {**copy.deepcopy(studies["trio"]), "study": "twin"}
     lines = all_claim_lines({**studies, "twin": twin})
     assert [line.where for line in lines] == ["duo", "trio (the same runs: twin)"]
+    page = build_overview({**studies, "twin": twin}, kept)
+    assert '<a href="#trio">trio</a> (the same runs: twin)</td>' in page
     twin["rows"][0]["address"] = "another run"
     assert [line.where for line in all_claim_lines({"trio": studies["trio"], "twin": twin})] == ["trio", "twin"]
 
@@ -190,6 +193,8 @@ def test_a_claim_that_is_younger_than_its_results_is_marked(edit: Callable[[str,
     assert text.endswith("\n\n† written, or its margin set, when results of the claim were known already.")
     assert "| Table 3; written after seed 0 |" in markdown.claim_table(studies)
     assert "Source: Table 3; written after seed 0." in claim_list(studies["trio"])
+    assert "all tokens beat masked ones. †</p>" in claim_list(studies["trio"])
+    assert "†" not in claim_list(studies["duo"])
 
 
 @pytest.mark.skipif(not any(KEPT.glob("*/results.json")), reason="no results of the studies yet")

@@ -259,6 +259,26 @@ def test_what_is_neither_better_nor_worse_has_no_best_and_no_colour(done: Done) 
     assert MASKED not in effects_svg(done.results)
 
 
+def test_a_folder_whose_place_was_left_out_is_explained(done: Done) -> None:
+    assert "(DIR" not in build_report(done.results, done.folder)
+    done.results["folder"] = "DIR/trio"  # as kept results have it
+    assert "results (DIR: the folder that holds it):</p><pre>distill study DIR/trio" in build_report(
+        done.results, done.folder
+    )
+
+
+def test_the_words_of_its_tables_are_explained(done: Done) -> None:
+    text = (done.folder / "report.html").read_text()
+    for word in ("iBOT++", "EMA", "mIoU", "probe", "k-NN", "recall@1, R@1", "RMSE", "class share"):
+        assert f"<dt>{word}</dt>" in text
+
+
+def test_other_lengths_of_training_are_said(done: Done) -> None:
+    assert "40 steps of 16 images each</dd>" in build_report(done.results, done.folder)
+    done.results["factors"]["length"] = ["train.steps"]
+    assert "40 steps of 16 images each, unless a variant says otherwise</dd>" in build_report(done.results, done.folder)
+
+
 def test_on_paper_nothing_is_wider_than_the_page(done: Done) -> None:
     """What only scrolls on a screen must wrap or shrink in print."""
     rules = (done.folder / "report.html").read_text().split("@media print {")[1]
