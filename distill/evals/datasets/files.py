@@ -9,32 +9,23 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from distill.errors import UserError
+from distill.pixels import upright_rgb
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 GREY_MODES = ("L", "P", "I", "I;16", "I;16B", "1")
-WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # how Pillow opens 16-bit grey images
 Colours = dict[tuple[int, int, int], int]  # what each colour of a colour-coded mask stands for
 
 
 def decode(file: Path | IO[bytes], name: str) -> Image.Image:
-    """RGB image (grey, CMYK and palette images are converted), turned upright by its EXIF orientation.
-
-    Of 16-bit grey ones the upper 8 bits are taken.
-    """
+    """Upright RGB image of any colour mode, as the loader makes them for training (distill/pixels.py)."""
     try:
         with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image)
-            return (_upper_byte(upright) if upright.mode in WIDE_MODES else upright).convert("RGB")
+            return upright_rgb(image)
     except (OSError, ValueError, SyntaxError) as error:
         raise UserError(f"Cannot read the image {name}: {error}. Repair it or leave it out.") from error
-
-
-def _upper_byte(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8-bit grey (Pillow's own conversion makes all but the darkest white)."""
-    return Image.fromarray((np.array(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
 def read_mask(path: Path, colours: Colours | None = None) -> np.ndarray:

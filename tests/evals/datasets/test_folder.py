@@ -363,7 +363,12 @@ def test_16_bit_grey_images_keep_their_shades(masks_folder):
     shades = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1300
     Image.fromarray(shades).save(masks_folder / "images/a.png")
     found = np.array(open_dataset(f"folder:{masks_folder}?split=train").image(0))
-    assert found.shape == (6, 8, 3) and np.array_equal(found, (shades >> 8)[:, :, None].repeat(3, 2))
+    assert found.shape == (6, 8, 3) and np.array_equal(found, np.rint(shades / 257)[:, :, None].repeat(3, 2))
+
+
+def test_transparent_images_lie_on_white_as_in_training(masks_folder):
+    Image.new("RGBA", (8, 6), (9, 9, 9, 0)).save(masks_folder / "images/a.png")
+    assert np.array(open_dataset(f"folder:{masks_folder}?split=train").image(0)).min() == 255
 
 
 def test_grey_cmyk_and_turned_images(masks_folder):
