@@ -12,7 +12,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """An RGB copy: 16-bit grey is reduced to its upper 8 bits, transparent pixels are laid on white."""
+    """An RGB copy: 16-bit grey is scaled to 8 bits, transparent pixels are laid on white."""
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I") or image.mode == "F":
