@@ -166,7 +166,8 @@ def rebuild(folder: str | Path) -> Path:
 def refreshed(folder: Path) -> Tree:
     """A study's results with the words, claims and comparisons that its recipe has today, and with all cells there are.
 
-    As stored where the recipe is gone or no longer describes the stored rows: their settings or their evaluation.
+    As stored where the recipe is gone or no longer describes the stored rows (their settings or their evaluation), and
+    where their cells are not there: nothing is lost.
     """
     results = load_results(folder)
     changes = {**results.get("overrides", {}), **({"scale": results["scale"]} if results.get("scale") else {})}
@@ -183,12 +184,12 @@ def refreshed(folder: Path) -> Tree:
 
 
 def _describes(plan: Plan, row: Tree) -> bool:
-    """Whether a stored row is of one of the plan's cells, and that cell was evaluated as the plan asks."""
+    """Whether a stored row is of one of the plan's cells, and that cell is there, evaluated as the plan asks."""
     cell = plan.cells.get(cell_name(row["variant"], row["seed"]))
     if cell is None or cell.address != row["address"]:
         return False
     result = read_result(plan.folder(cell))
-    return result is None or is_done(result, cell, plan.eval)
+    return result is not None and is_done(result, cell, plan.eval)
 
 
 def _check_writable(folder: Path, fix: str) -> None:

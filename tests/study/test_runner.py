@@ -242,3 +242,10 @@ def test_a_report_keeps_its_rows_when_the_recipe_evaluates_otherwise_today(
     assert len(result.results["rows"]) == 3
     edit(old, new)
     assert refreshed(result.folder) == load_results(result.folder)
+
+
+def test_a_report_keeps_its_rows_where_the_cells_are_not_there(play: Play) -> None:
+    result = play()
+    shutil.rmtree(result.folder / "cells")  # as where results.json alone was committed
+    assert refreshed(result.folder) == load_results(result.folder)
+    assert len(refreshed(result.folder)["rows"]) == 3
