@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from distill.config.finding import Finding
+from distill.config.finding import Finding, is_set
 from distill.config.schema import Config
 from distill.errors import did_you_mean
 from distill.views.masks import masked_count
@@ -124,6 +124,8 @@ def mask(config: Config) -> Iterator[Finding]:
         if config.teacher.mode == "cotrained":
             wanted.append(("teacher.tokens", config.teacher.tokens))
     ratio, size = config.mask.ratio, config.views.global_size
+    if ratio == 0 and is_set(config, "mask.kind"):
+        yield Finding(("mask.kind", "mask.ratio"), "mask.kind: not used, as mask.ratio is 0", warning=True)
     for i, student in enumerate(config.students):
         try:
             patch = parse_arch(student.arch).patch

@@ -221,6 +221,15 @@ def _start(key: str, value: str, words: tuple[str, ...]) -> Iterator[Finding]:
     yield Finding((key,), f"{key}: '{value}' is not allowed.{did_you_mean(value, words)} {allowed}")
 
 
+def gelu(config: Config) -> Iterator[Finding]:
+    names = [student.arch for student in config.students]
+    names += [config.teacher.arch] if config.teacher.arch else []
+    sizes = [_shape(config, name, None) for name in names]
+    if is_set(config, "vision.gelu") and all(size is not None and size.ffn != "gelu" for size in sizes):
+        text = f"vision.gelu: not used, as the feed-forward layers of {', '.join(names)} are gated by SiLU"
+        yield Finding(("vision.gelu", "students.0.arch"), text, warning=True)
+
+
 def text_tower(config: Config) -> Iterator[Finding]:
     text, mode = config.text, config.teacher.mode
     yield from _start("text.init", text.init, ("scratch", "teacher", "selection"))
@@ -253,5 +262,5 @@ def tokenizer(config: Config) -> Iterator[Finding]:
 
 RULES = (
     archs, student_names, teacher_keys, teacher_source, teacher_heads, one_student, student_starts, cotrained_starts,
-    text_tower, tokenizer,
+    gelu, text_tower, tokenizer,
 )  # fmt: skip

@@ -38,6 +38,19 @@ def temperatures(config: Config) -> Iterator[Finding]:
             yield Finding((teacher, student), text, warning=True)
 
 
+def regressed(config: Config) -> Iterator[Finding]:
+    """Regressed features have no prototypes to keep in use, and nothing to sharpen."""
+    ramp = ("teacher_temperature.start", "teacher_temperature.end", "teacher_temperature.warmup")
+    for part, temperatures in (("patch", ramp), ("cls", ("teacher_temperature",))):
+        target = f"objective.{part}.target"
+        if getattr(config.objective, part).target != "features":
+            continue
+        for name in ("balance", "student_temperature", *temperatures):
+            key = f"objective.{part}.{name}"
+            if is_set(config, key):
+                yield Finding((key, target), f"{key}: not used, as {target} is features", warning=True)
+
+
 def batch(config: Config) -> Iterator[Finding]:
     train = config.train
     unit = train.accumulate * train.devices
@@ -119,4 +132,4 @@ def live_evals(config: Config) -> Iterator[Finding]:
             yield Finding(("eval.settings",), f"{text} ({', '.join(tasks) or 'none'})")
 
 
-RULES = (weights, temperatures, batch, optimiser, hardware, strategy, name, live_evals)
+RULES = (weights, temperatures, regressed, batch, optimiser, hardware, strategy, name, live_evals)

@@ -13,6 +13,8 @@ from rich.console import Console
 from distill.config.entries import NewList, read_overrides
 from distill.errors import UserError
 
+OF_A_RUN = ("seeds", "parallel", "only", "again", "keep", "lr_check", "fraction")  # flags, as their attributes
+
 
 def register(subparsers: Any) -> None:
     """Add the verb's parser."""
@@ -62,8 +64,7 @@ def main(args: argparse.Namespace) -> int:
     if args.claims and not (args.report and holds_studies(_results_folder(args))):
         raise UserError(f"--claims {args.claims} is for several studies: distill study FOLDER --report --claims FILE.")
     if args.report:
-        if args.overrides:
-            raise UserError(f"--report runs nothing, so it takes no settings; leave out {args.overrides[0]}.")
+        _refuse_run_words(args)
         folder = _results_folder(args)
         if args.claims:
             check_place(Path(args.claims))
@@ -113,6 +114,15 @@ def _names(text: str | None) -> list[str]:
     if text is not None and not names:
         raise UserError("--only names no variant; give some (--only A,B), or leave it out to run all.")
     return names
+
+
+def _refuse_run_words(args: argparse.Namespace) -> None:
+    """For --report, which runs nothing. Raises `UserError` that names the first word it has no use for."""
+    if args.overrides:
+        raise UserError(f"--report runs nothing, so it takes no settings; leave out {args.overrides[0]}.")
+    for name in OF_A_RUN:
+        if getattr(args, name) not in (None, False):
+            raise UserError(f"--report runs nothing, so it takes no --{name.replace('_', '-')}; leave it out.")
 
 
 def _results_folder(args: argparse.Namespace) -> Path:

@@ -227,6 +227,10 @@ WARNED = [
     (SMALL, ["text.tokenizer=clip", "text.vocabulary=99"], "text.vocabulary: not used"),
     (SMALL, ["objective.cls.teacher_temperature=0.2"], "softer than the student invite collapse"),
     (SMALL, ["optim.name=adafactor", "optim.betas=[0.9, 0.99]"], "optim.betas: not used by adafactor"),
+    (SMALL, ["mask.ratio=0", "mask.kind=block"], "mask.kind: not used, as mask.ratio is 0"),
+    (SMALL, ["students.arch=g/8", "vision.gelu=erf"], "vision.gelu: not used, as the feed-forward layers of g/8"),
+    (DISTIL, [*REGRESS, "objective.patch.balance=sinkhorn"], "objective.patch.balance: not used, as objective.patch"),
+    (DISTIL, [*REGRESS, "objective.cls.teacher_temperature=0.05"], "objective.cls.teacher_temperature: not used"),
     (SMALL, ["eval.every=5"], "eval.every: 5, but eval.tasks is empty"),
     (SMALL, ["train.strategy=fsdp"], "train.strategy: nothing to spread with train.devices=1"),
     (DISTIL, ["teacher.shard=true", "eval.tasks=[knn]"], "a sharded frozen teacher is left out of live evaluations"),
@@ -244,6 +248,11 @@ def test_warned_but_loaded(write, text, overrides, expected):
     assert any(expected in line for line in warnings), warnings
     base = load_config(write(text)).warnings
     assert not any(expected in line for line in base)
+
+
+def test_the_form_of_gelu_is_used_where_one_tower_has_it(write):
+    path = write(COTRAINED)
+    assert load_config(path, ["teacher.arch=g/8", "vision.gelu=erf"]).warnings == load_config(path).warnings
 
 
 def test_the_momentum_is_used_wherever_heads_are_averaged(write):

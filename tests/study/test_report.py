@@ -297,6 +297,9 @@ def test_command_line_rebuilds_and_refuses(done: Done, capsys: pytest.CaptureFix
     assert "report.html" in capsys.readouterr().out
     assert main(["study", str(done.folder), "train.steps=3", "--report"]) == 2
     assert "takes no settings" in capsys.readouterr().err
+    for words in (["--only", "a"], ["--seeds", "3"], ["--lr-check"]):
+        assert main(["study", str(done.folder), *words, "--report"]) == 2
+        assert f"takes no {words[0]}; leave it out" in capsys.readouterr().err
     assert main(["study", "study/no_such_study"]) == 2
     assert "no_such_study" in capsys.readouterr().err
     assert main(["study", "study/demo", "--only", " , "]) == 2
