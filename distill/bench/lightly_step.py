@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,6 +24,11 @@ from distill.training.optim import NO_DECAY_LEAVES
 from distill.views.batch import Batch
 
 MOMENTUM = 0.994
+
+
+def has_lightly() -> bool:
+    """Is the package of the reference installed (extra `bench`)?"""
+    return find_spec("lightly") is not None
 
 
 class LightlyStep(nn.Module):

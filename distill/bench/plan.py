@@ -18,6 +18,7 @@ from distill.bench.measure import MIB, cpu_precisions, interleave, peak_memory, 
 from distill.bench.rows import Row
 from distill.config.load import load_config
 from distill.config.schema import Config
+from distill.data.captions import caption_fields
 from distill.data.failures import Failures
 from distill.data.sources import caption_texts, open_source
 from distill.preflight.cost import step_cost
@@ -99,7 +100,7 @@ def started(config: Config) -> Callable[[], Any]:
     """A call that takes an optimiser step of a run of `config`, always on the same batch of scenes."""
     fabric = Fabric(accelerator="cpu", devices=1, precision=PRECISIONS[config.train.precision])
     source = open_source(config.data)
-    assembly = assemble(config, caption_texts(source, config.captions.cls1 + config.captions.cls2, 500))
+    assembly = assemble(config, caption_texts(source, caption_fields(config.captions), 500))
     state = training_state(config, fabric, assembly, Failures())
     state.module.train()
     batches = iter(Built(config, fabric, source, assembly, kept=None).loader(0))

@@ -16,9 +16,9 @@ from itertools import product
 from typing import Any
 
 from distill.bench import ours
-from distill.bench.lightly_step import LightlyStep, prepare_step
+from distill.bench.lightly_step import LightlyStep, has_lightly, prepare_step
 from distill.bench.measure import cpu_precisions, interleave, operations, use_threads
-from distill.bench.rows import Row, less, more
+from distill.bench.rows import Row, less, more, not_measured
 from distill.config.schema import Config
 
 SETTINGS: dict[str, Any] = {
@@ -46,6 +46,7 @@ SMALL: dict[str, Any] = {
 AGREE = 1e-2  # relative; lightly resizes the positions of local crops bicubically, we bilinearly
 
 
+CPU_STEP = "s of CPU a step"
 SELECTIVE = "ours, selective"  # ours with train.checkpointing=selective
 
 
@@ -80,6 +81,10 @@ def label(mine: str, theirs: str, kind: str = "ours") -> str:
 
 def measure(quick: bool) -> list[Row]:
     precisions, pairs = compared()
+    if not has_lightly():
+        whats = [label(*pair, kind) for kind, pair in product(("ours", SELECTIVE), pairs)]
+        why = "lightly is not installed"
+        return [not_measured(what, unit, why) for what, unit in product(whats, ("steps/s", CPU_STEP))]
     with use_threads(1):
         steps = {(kind, p): prepare(kind, p, quick) for p in precisions for kind in ("ours", SELECTIVE, "lightly")}
         check_agreement(float(steps["ours", "fp32"]()), float(steps["lightly", "fp32"]()))
@@ -88,7 +93,7 @@ def measure(quick: bool) -> list[Row]:
     rows: list[Row] = []
     for kind, (mine, theirs) in product(("ours", SELECTIVE), pairs):
         what, a, b = label(mine, theirs, kind), time[kind, mine], time["lightly", theirs]
-        rows += [more(what, 1 / a.wall, 1 / b.wall, "steps/s"), less(what, a.cpu, b.cpu, "s of CPU a step")]
+        rows += [more(what, 1 / a.wall, 1 / b.wall, "steps/s"), less(what, a.cpu, b.cpu, CPU_STEP)]
     return [*rows, less("operations but for attention", needed["ours"], needed["lightly"], "GFLOP a step")]
 
 

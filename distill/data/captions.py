@@ -38,6 +38,11 @@ def as_texts(value: object) -> list[str]:
     return []
 
 
+def caption_fields(cfg: CaptionsConfig) -> list[str]:
+    """All fields that a text may be drawn from, the fallback's too; each once."""
+    return list(dict.fromkeys([*cfg.cls1, *cfg.cls2, *([cfg.fallback] if cfg.fallback else [])]))
+
+
 class CaptionPicker:
     """One text per CLS token: a listed field drawn uniformly, then one of its texts drawn uniformly."""
 

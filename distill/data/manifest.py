@@ -28,7 +28,10 @@ class Manifest:
         self.out, self.name, self.digest = out, name, digest  # digest: identifies what is packed, and how
 
     def open(self) -> dict[str, Written]:
-        """The finished shards by file name; begins a manifest if there is none. Raises UserError for another pack's."""
+        """The finished shards that hold all of their samples, by file name; begins a manifest if there is none.
+
+        Raises UserError for another pack's.
+        """
         if not self.path.exists():
             there = sorted(path.name for path in self.out.glob(f"{self.name}-*.tar"))
             if there:
@@ -41,7 +44,9 @@ class Manifest:
         done: dict[str, Written] = {}
         for line in lines[1:]:
             file = self.out / line["file"]
-            if file.is_file() and file.stat().st_size == line["bytes"]:
+            if line["problems"]:
+                done.pop(line["file"], None)  # its images may have been repaired: it is packed again
+            elif file.is_file() and file.stat().st_size == line["bytes"]:
                 line["problems"] = [SampleError(*problem) for problem in line["problems"]]
                 done[line["file"]] = Written(**line)
         return done

@@ -34,7 +34,7 @@ from distill.data.index import SUFFIX as INDEX
 from distill.data.manifest import SUFFIX as MANIFEST
 from distill.data.manifest import Manifest, shard_name
 from distill.data.records import Reading, Record, read_records
-from distill.data.sample import SampleError
+from distill.data.sample import SampleError, printable
 from distill.data.shard_jobs import write_shards
 from distill.data.tarwriter import Item, Shaping, Written
 from distill.errors import UserError
@@ -120,10 +120,10 @@ def plan(options: PackOptions, captions: Path, records: list[Record], problems: 
         }
         path = next((p for folder in folders if record.image and _is_file(p := folder / record.image)), None)
         if path is None:
-            problems.append(SampleError(captions.name, _printable(record.image) or "-", "missing image"))
+            problems.append(SampleError(captions.name, printable(record.image) or "-", "missing image"))
             continue
         if not texts:
-            problems.append(SampleError(captions.name, _printable(record.image), "empty captions"))
+            problems.append(SampleError(captions.name, printable(record.image), "empty captions"))
             continue
         key = free_key(record.image, items)
         items[key] = Item(key, str(path), texts, _find_mask(options.masks, record.image))
@@ -201,16 +201,13 @@ def _find_mask(masks: Path | None, image: str) -> str | None:
         return None
     stem = PurePosixPath(image).with_suffix(".png")
     relative = stem.relative_to("images") if stem.parts[0] == "images" else stem
-    return next((str(path) for name in (stem, relative, stem.name) if _is_file(path := masks / name)), None)
+    names = (stem.name,) if stem.is_absolute() else (stem, relative, stem.name)
+    return next((str(path) for name in names if _is_file(path := masks / name)), None)
 
 
 def _is_file(path: Path) -> bool:
     """Whether there is such a file; a name that no file can have (too long, half a surrogate pair) is no error."""
     return os.path.isfile(path)
-
-
-def _printable(name: str) -> str:
-    return name.encode("utf-8", "replace").decode()
 
 
 def _refuse_losses(problems: list[SampleError], usable: int, rate: float, state: str) -> None:

@@ -103,10 +103,13 @@ def read_records(path: Path, format: str | None, reading: Reading) -> tuple[list
     bad: list[SampleError] = []
     rows = {"csv": _csv, "jsonl": _jsonl, "coco": _coco, "flickr": _flickr}[format](path)
     chosen = _Chosen(path, reading)
-    for row in rows:
+    for number, row in enumerate(rows, 1):
         if isinstance(row, SampleError):
             bad.append(row)
         elif (record := chosen.record(row)) is not None:
+            if not record.image:
+                bad.append(SampleError(str(path), f"record {number}", "no image named"))
+                continue
             captions = joined.setdefault(record.image, record).captions
             if joined[record.image] is not record:
                 for name, texts in record.captions.items():
@@ -123,6 +126,7 @@ class _Chosen:
         self.columns: dict[str, None] = {}  # an ordered set
         self.splits: set[str] = set()
         self.captioned = False
+        self.named = False  # has a record with a field that names its image been seen?
 
     def record(self, row: dict[str, Any]) -> Record | None:
         """The row's record; None when it belongs to another split."""
@@ -132,28 +136,29 @@ class _Chosen:
                 return None
         texts, recognised = _fields(row)
         self.columns.update(dict.fromkeys([*row, *texts]))
-        image = row.get(self._image_field(row))
+        image_field = self._image_field(row)
+        self.named = self.named or image_field is not None
         if self.reading.caption_fields:
             names = dict(self.reading.caption_fields)
         else:
             names = {name: name for name in texts if name in recognised}
         captions = {new: texts[old] for new, old in names.items() if old in texts}
         self.captioned = self.captioned or bool(captions)
-        return Record(str(image or ""), captions)
+        return Record(str((row[image_field] if image_field else None) or ""), captions)
 
-    def _image_field(self, row: dict[str, Any]) -> str:
+    def _image_field(self, row: dict[str, Any]) -> str | None:
         candidates = [self.reading.image_field] if self.reading.image_field else IMAGE_FIELDS
-        found = next((name for name in candidates if name in row), None)
-        if found is None:
-            wanted = f"'{self.reading.image_field}'" if self.reading.image_field else "that names the image"
-            raise UserError(f"{self.path}: no column {wanted}. Found: {', '.join(row)}. Name it with --image-field.")
-        return found
+        return next((name for name in candidates if name in row), None)
 
     def check(self, joined: dict[str, Record], bad: Sequence[SampleError]) -> None:
         if not joined and self.splits:
             raise UserError(
                 f"{self.path}: no record of split '{self.reading.split}'. Found: {', '.join(sorted(self.splits))}."
             )
+        if self.columns and not self.named:
+            wanted = f"'{self.reading.image_field}'" if self.reading.image_field else "that names the image"
+            found = ", ".join(self.columns)
+            raise UserError(f"{self.path}: no column {wanted}. Found: {found}. Name it with --image-field.")
         if not joined:
             first = f" First problem: {bad[0]}." if bad else ""
             raise UserError(f"{self.path} holds no record.{first} Give another file with --captions.")

@@ -25,11 +25,16 @@ class Sample:
     normals: np.ndarray | None = None  # [H, W, 3] float32, unit length
 
 
+def printable(text: str) -> str:
+    """`text` with '?' for what no encoding can print: the half characters of a file name that is not UTF-8."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class SampleError(Exception):
     """A sample that cannot be used; the stream skips, counts and reports it."""
 
     def __init__(self, shard: str, key: str, reason: str):
-        super().__init__(f"{shard}: {key}: {reason}")
+        super().__init__(printable(f"{shard}: {key}: {reason}"))
         self.shard, self.key, self.reason = shard, key, reason
 
     def __reduce__(self):  # survives the trip from a worker process

@@ -15,13 +15,16 @@ from rich.progress import track
 
 from distill.data.captions import parse_captions
 from distill.data.decode import decode_mask
+from distill.data.index import SUFFIX as INDEX
 from distill.data.index import TarIndex, build_index, open_index
+from distill.data.manifest import SUFFIX as MANIFEST
 from distill.data.sample import Sample, SampleError
 from distill.errors import UserError
 
 SCHEMES = ("pipe:", "http://", "https://")
 JOIN = "::"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+BESIDE = (INDEX, MANIFEST)  # what we put beside shards: a glob may match it, but it is none
 OPEN_FILES = 32  # file handles and loaded indexes kept per process
 
 
@@ -65,7 +68,7 @@ def _local(path: str, part: str) -> list[str]:
     elif os.path.exists(path):
         return [path]
     else:
-        found = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p))
+        found = sorted(p for p in glob.glob(path, recursive=True) if os.path.isfile(p) and not p.endswith(BESIDE))
     if not found:
         folder = os.path.dirname(path) or "."
         where = f"{folder} has {_describe(folder)}" if os.path.isdir(folder) else f"there is no folder {folder}"

@@ -12,7 +12,7 @@ from distill.config.fields import MISSING
 from distill.config.schema import Config
 from distill.data.captions import CaptionPicker
 from distill.data.decoders import choose_decoder
-from distill.data.sample import SampleError
+from distill.data.sample import SampleError, printable
 from distill.data.shards import ShardSource, expand_shards, is_remote
 from distill.data.sources import spread
 from distill.data.stream import check_shards_vs_workers
@@ -89,7 +89,7 @@ def _look_inside(report: DataReport, shards: list[str], config: Config) -> None:
     except UserError as error:
         report.problems.append(f"data.shards: no sample can be read: {error}")
         return
-    report.problems += [f"data.shards: {failure}" for failure in source.failures if failure.key == "-"]
+    report.lines += [f"left out: {failure}" for failure in source.failures if failure.key == "-"]
     left_out = [failure for failure in source.failures if failure.key != "-"]
     if left_out:
         report.lines.append(f"{len(left_out)} records looked at are left out, first {left_out[0]}")
@@ -122,10 +122,11 @@ def _describe_sample(report: DataReport, source: ShardSource, index: int) -> Non
         with Image.open(io.BytesIO(sample.image)) as image:  # type: ignore[arg-type]
             shape = f"{image.format} {image.width} x {image.height}"
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        report.problems.append(f"data.shards: the image of {sample.key} in {sample.shard} cannot be read: {error}")
+        failure = SampleError(sample.shard, sample.key, f"the image cannot be read ({error})")
+        report.problems.append(f"data.shards: {failure}")
         return
     fields = ", ".join(f"{name} ({len(texts)})" for name, texts in sample.captions.items()) or "none"
-    report.lines.append(f"first sample {sample.key}: {shape}, caption fields {fields}")
+    report.lines.append(f"first sample {printable(sample.key)}: {shape}, caption fields {fields}")
 
 
 def _check_fields(report: DataReport, source: ShardSource, found: Found, config: Config) -> None:

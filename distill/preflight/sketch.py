@@ -12,6 +12,7 @@ from torch import nn
 import students
 from distill.config.fields import MISSING
 from distill.config.schema import Config, StudentConfig
+from distill.data.captions import caption_fields
 from distill.data.sources import caption_texts, open_source
 from distill.errors import UserError
 from distill.models.joint_heads import Heads
@@ -124,8 +125,7 @@ def _tokenizer(config: Config, opened: Frozen | None, notes: list[str]) -> Any:
     if text.tokenizer != "words":
         return build_tokenizer(text, [])
     if config.data.source == "scenes":
-        fields = config.captions.cls1 + config.captions.cls2
-        captions = caption_texts(open_source(config.data), fields, SCENE_CAPTIONS)
+        captions = caption_texts(open_source(config.data), caption_fields(config.captions), SCENE_CAPTIONS)
         return OnlySize(build_tokenizer(text, captions).vocabulary)
     notes.append(f"words of captions are counted when the run starts: text.vocabulary={text.vocabulary} is assumed")
     return OnlySize(text.vocabulary)

@@ -10,6 +10,7 @@ from lightning.fabric import Fabric
 
 from distill.config.load import Resolved
 from distill.config.schema import Config
+from distill.data.captions import caption_fields
 from distill.data.loader import Failures, build_loader
 from distill.data.sources import caption_texts, open_source
 from distill.training.assemble import Assembly, assemble
@@ -64,7 +65,7 @@ def build_run(resolved: Resolved, resumed: Path | None = None) -> Built:
     settle_hardware(resolved)
     fabric = make_fabric(cfg)
     source = open_source(cfg.data)
-    captions = caption_texts(source, cfg.captions.cls1 + cfg.captions.cls2, TOKENIZER_CAPTIONS)
+    captions = caption_texts(source, caption_fields(cfg.captions), TOKENIZER_CAPTIONS)
     assembly = assemble(cfg, captions, resumed)
     record_settled(resolved)
     return Built(cfg, fabric, source, assembly, plan_targets(cfg, assembly.teacher, source))

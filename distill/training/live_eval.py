@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from distill.config.schema import EvalConfig
+from distill.errors import UserError
 from distill.evals.registry import find_task
 from distill.evals.requests import parse_words
 from distill.evals.results import TaskResult
@@ -124,6 +125,11 @@ def _whole(module: Tower, build: Callable[[], Tower]) -> Tower:
 
 
 def _write(results: dict[str, dict[str, Any]], folder: Path, step: int) -> None:
-    folder.mkdir(exist_ok=True)
     plain = {name: {task: result.as_dict() for task, result in tasks.items()} for name, tasks in results.items()}
-    (folder / f"step_{step:08d}.json").write_text(json.dumps(plain, indent=2) + "\n")
+    path = folder / f"step_{step:08d}.json"
+    try:
+        folder.mkdir(exist_ok=True)
+        path.write_text(json.dumps(plain, indent=2) + "\n")
+    except OSError as error:
+        fix = "Free some space, or mend the rights, and continue with --resume."
+        raise UserError(f"Cannot write {path}: {error.strerror or error}. {fix}") from error

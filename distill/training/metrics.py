@@ -21,8 +21,22 @@ class MetricLog:
         self.wandb = _wandb(cfg.wandb, folder, run_name, config) if cfg.wandb else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends a row; new columns rewrite the file once with empty cells before them."""
-        row = {"step": step, **values}
+        """Appends a row; new columns rewrite the file once with empty cells before them.
+
+        Raises UserError when the disk is full, or not to be written to.
+        """
+        try:
+            self._write({"step": step, **values})
+        except OSError as error:
+            fix = "Free some space, or mend the rights, and continue with --resume."
+            raise UserError(f"Cannot write {self.path}: {error.strerror or error}. {fix}") from error
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(values, step=step)
+
+    def _write(self, row: dict[str, Any]) -> None:
         fresh = [c for c in row if c not in self.columns]
         if fresh:
             rows = read_metrics(self.path) if self.path.exists() else []
@@ -31,11 +45,6 @@ class MetricLog:
         else:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns, restval="").writerow({k: _text(v) for k, v in row.items()})
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(name, value, step)
-        if self.wandb is not None:
-            self.wandb.log(values, step=step)
 
     def close(self) -> None:
         if self.board is not None:

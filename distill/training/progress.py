@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -90,5 +91,6 @@ class TrainingProgress:
             "seconds": time.monotonic() - self.began,
         }
         partial = self.folder / "progress.json.partial"
-        partial.write_text(json.dumps(state))
-        os.replace(partial, self.folder / "progress.json")
+        with contextlib.suppress(OSError):  # a full disk: what is only looked at must not end a run
+            partial.write_text(json.dumps(state))
+            os.replace(partial, self.folder / "progress.json")

@@ -98,8 +98,10 @@ def run(
 
 
 def combine(overrides: Iterable[str] | dict[str, Any], settings: dict[str, Any]) -> list[str] | dict[str, Any]:
-    """Overrides and keyword settings as one; raises UserError for strings and keywords together."""
+    """Overrides and keyword settings as one; raises UserError for strings with keywords, and for a key given twice."""
     if isinstance(overrides, dict):
+        if twice := sorted(overrides.keys() & settings.keys()):
+            raise UserError(f"{twice[0]} is given twice, in the dictionary and as a keyword. Give it once.")
         return {**overrides, **settings}
     words = list(overrides)
     if words and settings:
@@ -150,6 +152,11 @@ def _first_state(built: Built, resumed: Path | None, console: Console) -> TrainS
     state = training_state(cfg, fabric, assembly, built.failures())
     if resumed is not None:
         changed = state_io.restore(state, assembly, resumed)
+        if state.step > cfg.train.steps:
+            raise UserError(
+                f"{resumed} has {state.step} steps already, but train.steps is {cfg.train.steps}. "
+                "Set it to that or more, or start a new run with name=OTHER."
+            )
         if changed and fabric.is_global_zero:
             console.print(f"Goes on with other settings than before: {changed}.", markup=False, highlight=False)
     return state
@@ -234,7 +241,7 @@ def _ending(folder: Path, step: int, row: dict[str, float]) -> list[str]:
 def _report_lost(failures: Failures, cut: int, context: int, console: Console, finished: bool) -> None:
     report = failures.report()
     if report:
-        console.print(report)
+        console.print(report, markup=False, highlight=False, soft_wrap=True)
     if cut and finished:
         console.print(f"{cut} captions were longer than text.context={context} tokens and were cut.")
 

@@ -1,4 +1,5 @@
 import io
+import tarfile
 
 import numpy as np
 import pytest
@@ -79,3 +80,13 @@ def test_contact_sheet(make, tmp_path):
 def test_nothing_to_look_at(tmp_path):
     with pytest.raises(UserError, match="No shard matches"):
         look(f"{tmp_path}/*.tar")
+
+
+def test_names_that_are_not_utf_8_can_be_printed(make, tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT, encoding="latin-1") as tar:
+        for name, data in (("Käse.jpg", make.image(1)[:50]), ("Käse.json", b'{"web": "x"}'), *make.files("a")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    text = report(look(str(tmp_path / "x.tar"), limit=0))
+    assert "K?se: corrupt image" in text.encode().decode()

@@ -199,6 +199,31 @@ def test_losses_found_while_writing(src):
         pack(options(src), QUIET)
 
 
+def test_what_was_repaired_is_packed(make, src):
+    masks = src / "masks"
+    masks.mkdir()
+    for n in range(11):
+        Image.new("L", (32, 24) if n != 4 else (9, 9)).save(masks / f"photo.{n}.png")
+    asked = options(src, masks=masks, captions=src / "captions.jsonl")
+    with pytest.raises(UserError, match=r"1 of 11 records unusable .*photo_4"):
+        pack(asked, QUIET)
+    Image.new("L", (32, 24)).save(masks / "photo.4.png")
+    result = pack(asked, QUIET)
+    assert (result.samples, result.skipped, result.problems) == (11, 2, [])
+    assert pack(asked, QUIET).skipped == 3
+
+
+def test_a_picture_named_by_its_whole_path_is_not_its_own_mask(src):
+    masks = src / "masks"
+    masks.mkdir()
+    Image.new("L", (32, 24), 7).save(src / "p.png")
+    Image.new("L", (32, 24), 3).save(masks / "p.png")
+    (src / "captions.jsonl").write_text(json.dumps({"image": str(src / "p.png"), "web": "x"}))
+    pack(options(src, masks=masks, captions=src / "captions.jsonl"), QUIET)
+    mask = ShardSource(expand_shards(str(src.parent / "out")), masks=True)[0].mask
+    assert (mask == 3).all()
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 def test_full_or_read_only_disk(src, monkeypatch, code):
     real, calls = os.fsync, []

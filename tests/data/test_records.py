@@ -213,3 +213,20 @@ def test_what_is_missing_is_named_with_what_there_is(tmp_path):
         read(tmp_path, "image,caption\n", "xml")
     with pytest.raises(UserError, match="Cannot read captions file"):
         read_records(tmp_path / "none.csv", None, Reading())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,caption\na.jpg,x\n,lost\n,lost too\n",
+        "caption,image\nx,a.jpg\n   \nlost,\n",
+        '{"image": "a.jpg", "caption": "x"}\n{"caption": "lost"}\n{"image": null, "caption": "lost"}\n',
+    ],
+)
+def test_every_record_that_names_no_image_is_a_loss_of_its_own(tmp_path, text):
+    found, bad = read(tmp_path, text)
+    assert found == {"a.jpg": {"caption": ["x"]}}
+    assert [(error.key, error.reason) for error in bad] == [
+        ("record 2", "no image named"),
+        ("record 3", "no image named"),
+    ]

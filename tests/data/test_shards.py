@@ -22,6 +22,16 @@ def test_expand_globs_ranges_lists_folders_and_joins(make, tmp_path):
     assert names(expand_shards(f"{tmp_path}/s-002.tar::{tmp_path}/s-000.tar")) == ["s-002.tar", "s-000.tar"]
 
 
+def test_what_lies_beside_shards_is_no_shard(make, tmp_path):
+    make.shards(tmp_path, 2, 2)
+    (tmp_path / "s.manifest.jsonl").touch()
+    first = ShardSource(expand_shards(f"{tmp_path}/*"))
+    assert len(list(tmp_path.glob("*.index.json"))) == 2
+    again = ShardSource(expand_shards(f"{tmp_path}/s*"))
+    assert (again.identity(), again.failures) == (first.identity(), [])
+    assert len(list(tmp_path.iterdir())) == 5
+
+
 def test_expand_urls_and_pipes():
     found = expand_shards("pipe:cat a-{00..01}.tar :: https://x.org/b-{7..8}.tar")
     assert found == ["pipe:cat a-00.tar", "pipe:cat a-01.tar", "https://x.org/b-7.tar", "https://x.org/b-8.tar"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import distill
 from distill.config.load import load_config
 from distill.errors import UserError
 from distill.preflight.report import preflight
@@ -20,15 +22,30 @@ NO_CONTRAST = {"objective.contrastive.weight": 0}
 @pytest.fixture
 def images(tmp_path: Path) -> dict[str, object]:
     """Settings for a shard of sixteen images and nothing else, as `tar cf` makes it of a folder."""
-    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+    return shard(tmp_path)
+
+
+def shard(folder: Path, caption: str | None = None) -> dict[str, object]:
+    """Settings for a shard of sixteen images, with `caption` under that name if there is one."""
+    with tarfile.open(folder / "images.tar", "w") as tar:
         for n in range(16):
             out = io.BytesIO()
             pixels = np.random.default_rng(n).integers(0, 256, (40, 48, 3), np.uint8)
             Image.fromarray(pixels).save(out, "JPEG")
-            member = tarfile.TarInfo(f"photos/{n}.jpg")
-            member.size = len(out.getvalue())
-            tar.addfile(member, io.BytesIO(out.getvalue()))
-    return {"data.source": "shards", "data.shards": str(tmp_path / "images.tar"), "data.shuffle": 16}
+            files = {f"photos/{n}.jpg": out.getvalue()}
+            files |= {f"photos/{n}.json": json.dumps({"caption": caption}).encode()} if caption else {}
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return {"data.source": "shards", "data.shards": str(folder / "images.tar"), "data.shuffle": 16}
+
+
+def test_words_of_the_fallback_are_known(tmp_path: Path, small_run):
+    folder = small_run(**shard(tmp_path, "a zebra at noon"), **{"captions.fallback": "caption"}).folder
+    model = distill.load(f"run:{folder}")
+    one, other = model.tokenizer.encode(["a zebra at noon", "a mule at noon"], 8)[0]
+    assert (one != other).any()
 
 
 def test_images_without_captions_train(images, small_run, column):

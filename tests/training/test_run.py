@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -16,12 +17,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from distill.data.failures import Failures
+from distill.data.sample import SampleError
 from distill.errors import UserError
 from distill.training import checkpoint, precision
 from distill.training.distiller import Distiller
 from distill.training.guard import Collapse
-from distill.training.metrics import read_metrics
-from distill.training.run import run
+from distill.training.metrics import MetricLog, read_metrics
+from distill.training.run import _report_lost, run
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -172,6 +175,36 @@ def test_one_command_begins_and_goes_on(small_run, capsys):
     assert "No checkpoint in" not in capsys.readouterr().err
     small_run("queued", resume=True)
     assert "is finished: 4 steps" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_that_is_further_than_it_is_asked_to_go_is_refused(small_run):
+    folder = small_run().folder
+    before = (folder / "resolved.yaml").read_text()
+    with pytest.raises(UserError, match=r"has 4 steps already, but train.steps is 2.*name=OTHER"):
+        small_run(resume=True, **{"train.steps": 2})
+    assert (folder / "resolved.yaml").read_text() == before
+
+
+def test_a_full_disk_is_said(small_run, monkeypatch):
+    """What is only looked at does not end a run; the metrics do, in words."""
+    real = Path.write_text
+
+    def full(path, *args, **options):
+        if path.name.startswith("progress.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert small_run().finished
+    monkeypatch.setattr(MetricLog, "_rewrite", lambda *_: full(Path("progress.json")))
+    with pytest.raises(UserError, match=r"Cannot write .*metrics.csv: No space left on device. Free some space"):
+        small_run("b")
+
+
+def test_what_was_lost_is_printed_as_it_is_named(capsys):
+    failures = Failures(damaged=[SampleError("photos [old]/a.tar", "set/cat[/x]", "corrupt image")])
+    _report_lost(failures, 0, 64, Console(stderr=True), True)
+    assert "photos [old]/a.tar: set/cat[/x]: corrupt image" in capsys.readouterr().err
 
 
 def test_a_start_that_failed_does_not_block_the_next(small_run):
@@ -352,6 +385,8 @@ def test_settings_may_be_keywords(tmp_path: Path, small):
     assert result.step == 1
     with pytest.raises(UserError, match=r"either as strings .* or as keywords"):
         distill.run("pretrain/scenes_tiny", ["train.steps=1"], seed=1)
+    with pytest.raises(UserError, match="train is given twice"):
+        distill.run("pretrain/scenes_tiny", {"train": {"steps": 1}}, train={"batch": 8})
 
 
 def test_bf16_where_the_cpu_has_none_is_said(tmp_path: Path, small, monkeypatch):
