@@ -160,12 +160,21 @@ def student_starts(config: Config) -> Iterator[Finding]:
             text = f"{key}: {student.init}, but teacher.mode is {mode}, so there is no other model to copy"
             yield Finding((key, "teacher.mode"), f"{text}; use scratch, a checkpoint, or teacher.mode=frozen")
         yield from _layers(config, i)
-        if "vision" in student.freeze and student.init == "scratch":
-            text = f"students.{i}.freeze: vision is frozen but starts from scratch, so it would stay random"
-            yield Finding((f"students.{i}.freeze", key), f"{text}; give students.{i}.init")
+        if "vision" in student.freeze and (drawn := _drawn(config, student.init)):
+            text = f"students.{i}.freeze: vision is frozen but {drawn}, so it would stay random"
+            yield Finding((f"students.{i}.freeze", key), f"{text}; give a source as students.{i}.init")
         if {"vision", "text"} <= set(student.freeze) or ("vision" in student.freeze and config.text.freeze):
             text = f"students.{i}.freeze: vision and text are both frozen; nothing is left to train"
             yield Finding((f"students.{i}.freeze", "text.freeze"), text)
+
+
+def _drawn(config: Config, init: str) -> str:
+    """How a tower that starts so comes to be random, in words; empty where it has been trained before."""
+    if config.train.stage_from is not None:
+        return ""
+    if init in OF_THE_TEACHER and config.teacher.mode == "cotrained":
+        return "a co-trained teacher starts random too"
+    return "starts from scratch" if init == "scratch" else ""
 
 
 def _layers(config: Config, i: int) -> Iterator[Finding]:
@@ -239,9 +248,9 @@ def text_tower(config: Config) -> Iterator[Finding]:
     frozen = [("text.freeze", config.text.freeze)]
     frozen += [(f"students.{i}.freeze", "text" in s.freeze) for i, s in enumerate(config.students)]
     for key, is_frozen in frozen:
-        if is_frozen and text.init == "scratch":
-            said = f"{key}: the text tower is frozen but starts from scratch, so it would stay random"
-            yield Finding((key, "text.init"), f"{said}; give text.init")
+        if is_frozen and (drawn := _drawn(config, text.init)):
+            said = f"{key}: the text tower is frozen but {drawn}, so it would stay random"
+            yield Finding((key, "text.init"), f"{said}; give a source as text.init")
     for key, is_frozen in frozen[1:]:
         if is_frozen and text.freeze:
             yield Finding((key,), f"{key}: text is already frozen by text.freeze", warning=True)

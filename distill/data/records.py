@@ -157,8 +157,9 @@ class _Chosen:
             )
         if self.columns and not self.named:
             wanted = f"'{self.reading.image_field}'" if self.reading.image_field else "that names the image"
-            found = ", ".join(self.columns)
-            raise UserError(f"{self.path}: no column {wanted}. Found: {found}. Name it with --image-field.")
+            raise UserError(
+                f"{self.path}: no column {wanted}. Found: {', '.join(self.columns)}. Name it with --image-field."
+            )
         if not joined:
             first = f" First problem: {bad[0]}." if bad else ""
             raise UserError(f"{self.path} holds no record.{first} Give another file with --captions.")

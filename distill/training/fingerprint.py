@@ -12,6 +12,7 @@ from distill.errors import UserError
 
 # Bumped when the meaning of a loss changes while its configuration does not.
 LOSS_VERSION = 1
+NAME = "teacher.name"
 TRAINING = ("optim", "train")  # may change on the way: a longer run, other hardware
 SECTIONS = ("objective", "mask", "teacher", "students", "heads", "captions", "views", "vision", "text")
 
@@ -23,7 +24,8 @@ def fingerprint(cfg: Config, teacher_hash: str | None) -> dict[str, Any]:
         value = getattr(cfg, section)
         tree = [dataclasses.asdict(v) for v in value] if isinstance(value, list) else dataclasses.asdict(value)
         flat |= _flatten(section, tree)
-    flat.pop("teacher.source")  # a moved teacher is the same teacher: its hash counts
+    # a moved teacher is the same teacher: its hash counts, and which model of that run it is
+    flat[NAME] = name_of(flat.pop("teacher.source"))
     flat.pop("teacher.shard")
     if cfg.train.accumulate == 1:  # one micro-batch is the whole batch
         flat["objective.contrastive.negatives"] = "global"
@@ -33,6 +35,11 @@ def fingerprint(cfg: Config, teacher_hash: str | None) -> dict[str, Any]:
     for key in kept:  # where targets are kept is not what they are; without a cache nothing about it counts
         flat.pop(f"teacher.cache.{key}")
     return flat
+
+
+def name_of(source: str | None) -> str | None:
+    """The NAME of `run:PATH#NAME`, a model among those of one checkpoint; None without one."""
+    return (source or "").partition("#")[2] or None
 
 
 def digest(marks: dict[str, Any]) -> str:

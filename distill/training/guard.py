@@ -10,7 +10,7 @@ from torch import Tensor
 
 from distill.config.schema import GuardConfig
 from distill.errors import UserError
-from distill.objectives.distributed import all_reduce_mean
+from distill.objectives.distributed import all_gather_with_grad, all_reduce_mean
 from distill.objectives.prototypes import PrototypeTargets, ReadyTargets
 from distill.training.distiller import StepOutput
 
@@ -24,6 +24,7 @@ ADVICE = {
     "rank": "lower optim.lr, raise objective.contrastive.weight, or use teacher.mode=ema_head or ema",
 }
 SAMPLE = 4096  # patches whose targets are looked at
+LEAST = 4  # images that say anything about collapse
 
 
 class Collapse(UserError):
@@ -35,19 +36,28 @@ def diagnose(output: StepOutput) -> dict[str, Tensor]:
     """Signs of collapse in one batch, by name; a sign whose loss is off is left out.
 
     `patch_entropy`, `cls_entropy`: entropy of the mean prototype use of the teacher's targets, as a share of log K (1:
-    all prototypes used alike, 0: one), over at most SAMPLE patches. `rank`: effective rank of the student's CLS-1.
+    all prototypes used alike, 0: one), over at most SAMPLE patches of a rank. `rank`: effective rank of the student's
+    CLS-1. The last two are of all ranks' images, and left out where these are fewer than LEAST: b centred rows have no
+    rank above b - 1, and one image's sharp target uses one prototype. Collective.
     """
-    signs = {"rank": effective_rank(output.clean.cls[:, 0])}
+    signs: dict[str, Tensor] = {}
+    rows = all_gather_with_grad(output.clean.cls[:, 0].contiguous())  # [ranks * b, D]
+    if len(rows) >= LEAST:
+        signs["rank"] = effective_rank(rows)
+        if isinstance(output.targets.cls, Tensor):
+            signs["cls_entropy"] = use_entropy(all_reduce_mean(output.targets.cls.float().mean(0)))
     if isinstance(output.targets.patch, PrototypeTargets | ReadyTargets):
         signs["patch_entropy"] = mean_use_entropy(output.targets.patch.chunk(slice(SAMPLE)))
-    if isinstance(output.targets.cls, Tensor):
-        signs["cls_entropy"] = mean_use_entropy(output.targets.cls)
     return signs
 
 
 def mean_use_entropy(probs: Tensor) -> Tensor:
     """Entropy of the mean of `[T, K]` distributions over log K."""
-    use = probs.float().mean(0)
+    return use_entropy(probs.float().mean(0))
+
+
+def use_entropy(use: Tensor) -> Tensor:
+    """Entropy of one `[K]` distribution over log K."""
     return -(use * use.clamp_min(1e-12).log()).sum() / math.log(use.numel())
 
 

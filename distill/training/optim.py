@@ -9,8 +9,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distill.config.schema import OptimConfig
+from distill.errors import UserError
 from distill.training.learner import Learner
 
+OF_RECIPE = ("weight_decay", "betas", "scale")  # of a parameter group
 # Besides everything one-dimensional: biases, norms, scalars.
 NO_DECAY_LEAVES = frozenset({"cls_token", "reg_token", "mask_token", "positions"})
 
@@ -27,6 +29,27 @@ def build_optimizer(learners: list[Learner], cfg: OptimConfig, fused: bool = Tru
     if cfg.name == "adafactor":
         return torch.optim.Adafactor(groups, lr=cfg.lr)
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.betas[0], cfg.betas[1]), fused=fused)
+
+
+def load_optimizer(optimizer: Optimizer, saved: dict[str, Any], decay: float, origin: str) -> None:
+    """The state `saved` of an optimiser of the same parameters; what the recipe says of its groups stays.
+
+    `decay`: the optim.layer_decay that it was saved under. Raises UserError where this one groups parameters otherwise.
+    """
+    own = [{key: value for key, value in group.items() if key in OF_RECIPE} for group in optimizer.param_groups]
+    then, now = _sizes(saved["param_groups"]), _sizes(optimizer.param_groups)
+    if then != now:
+        raise UserError(
+            f"{origin} groups weights for optim.layer_decay={decay:g} and what was trained. Resume with the original "
+            "values, or start a new run with name=OTHER train.stage_from=THIS_RUN."
+        )
+    optimizer.load_state_dict(saved)
+    for group, settings in zip(optimizer.param_groups, own, strict=True):  # the groups are the saved ones by now
+        group |= settings
+
+
+def _sizes(groups: list[dict[str, Any]]) -> list[int]:
+    return [len(group["params"]) for group in groups]
 
 
 def parameter_groups(learner: Learner, cfg: OptimConfig) -> list[dict[str, Any]]:

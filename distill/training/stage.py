@@ -9,6 +9,7 @@ from distill.config.schema import Config
 from distill.errors import UserError
 from distill.models.loading import find_checkpoint, read_checkpoint
 from distill.models.tokenizers import Tokenizer, load_tokenizer
+from distill.training.fingerprint import name_of
 from distill.training.learner import Learner
 from distill.training.learner_io import load_learner
 from teachers.frozen import FrozenTeacher
@@ -78,12 +79,17 @@ def _same_teacher(saved: dict[str, Any], assembly: Assembly, cfg: Config) -> boo
     if not isinstance(teacher, FrozenTeacher):
         return True
     assert assembly.opened is not None
-    identity = (assembly.opened.sha256, assembly.opened.source if assembly.opened.sha256 is None else None)
     before = saved["teacher"]
-    was = (before["sha256"], before["source"] if before["sha256"] is None else None)
+    identity = _identity(assembly.opened.sha256, assembly.opened.source)
+    was = _identity(before["sha256"], before["source"])
     then, now = before["state"]["heads"], teacher.state()["heads"]
     shapes = [{name: value.shape for name, value in made.items()} for made in (then, now)]
     return was == identity and shapes[0] == shapes[1] and _prepared_alike(saved["config"], cfg)
+
+
+def _identity(sha256: str | None, source: str) -> tuple[str | None, str | None]:
+    """What tells teachers apart: the hash of the files and which model in them, or the source where there is none."""
+    return sha256, name_of(source) if sha256 else source
 
 
 def _prepared_alike(then: dict[str, Any], cfg: Config) -> bool:

@@ -16,9 +16,10 @@ from distill.models.loading import read_checkpoint
 from distill.objectives.distributed import all_gather_objects
 from distill.training import checkpoint
 from distill.training.assemble import Assembly
-from distill.training.fingerprint import changed_settings, fingerprint, refuse_other_objective
+from distill.training.fingerprint import NAME, changed_settings, fingerprint, name_of, refuse_other_objective
 from distill.training.learner_io import learner_state, load_learner
 from distill.training.loop import TrainState
+from distill.training.optim import load_optimizer
 from distill.training.spare import Spare
 from distill.training.strategy import scaler_of
 
@@ -46,6 +47,7 @@ def restore(state: TrainState, assembly: Assembly, file: Path) -> str:
     UserError for a damaged one, or one of another objective.
     """
     saved = read_checkpoint(file, optimizers=True, like=_like(state, assembly))
+    saved["fingerprint"].setdefault(NAME, name_of(saved["teacher"]["source"]))
     refuse_other_objective(saved["fingerprint"], _fingerprint(state, assembly), str(file))
     optimizer = saved["config"]["optim"]["name"]
     if optimizer != state.cfg.optim.name:
@@ -61,9 +63,9 @@ def restore(state: TrainState, assembly: Assembly, file: Path) -> str:
         load_learner(state.distiller.teacher_learner, saved["teacher_learner"], f"{file}: the co-trained teacher")
     state.teacher.load(saved["teacher"]["state"])
     for name, optimizer in state.optimizers.items():
-        optimizer.load_state_dict(saved["optimizers"][name])
+        load_optimizer(optimizer, saved["optimizers"][name], saved["config"]["optim"]["layer_decay"], str(file))
     scaler = scaler_of(state.fabric)
-    if scaler is not None:
+    if scaler is not None and saved["scaler"] is not None:  # none: it was trained in another precision
         scaler.load_state_dict(saved["scaler"])
     state.step, state.seconds = saved["step"], saved["seconds"]
     state.data = saved["data"]

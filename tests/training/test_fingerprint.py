@@ -74,5 +74,9 @@ def test_students_and_the_teacher_file_count_but_its_place_does_not():
     moved = copy.deepcopy(cfg)
     moved.teacher.source = "run:elsewhere"
     refuse_other_objective(fingerprint(cfg, "abc"), fingerprint(moved, "abc"), "c.pt")
+    named = copy.deepcopy(cfg)
+    named.teacher.source = "run:family#l14"
+    with pytest.raises(UserError, match=r"teacher\.name: None in the checkpoint, 'l14' now"):
+        refuse_other_objective(fingerprint(moved, "abc"), fingerprint(named, "abc"), "c.pt")
     with pytest.raises(UserError, match=r"teacher\.sha256"):
         refuse_other_objective(fingerprint(cfg, "abc"), fingerprint(cfg, "def"), "c.pt")

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -115,7 +116,7 @@ def test_two_students_of_a_cotrained_teacher_resume_bit_identically(tmp_path: Pa
     changes = {
         "students": [
             {"name": "one", "arch": "tiny/8", "depth": 1, "ema": 0.5},
-            {"name": "two", "arch": "tiny/8", "depth": 2, "freeze": ["vision"], "init": "layers", "layers": [1, 0]},
+            {"name": "two", "arch": "tiny/8", "depth": 2, "init": "layers", "layers": [1, 0]},
         ],
         "teacher.mode": "cotrained",
         "teacher.arch": "tiny/8",
@@ -277,6 +278,23 @@ def test_a_resumed_run_says_what_it_does_otherwise(tmp_path: Path, small, small_
     assert "-> 0.5, train.steps 4 -> 6." in told
 
 
+def test_a_resumed_run_takes_the_optimisers_settings_of_its_recipe(small_run, saved):
+    small_run()
+    folder = small_run(resume=True, **{"train.steps": 6, "optim.weight_decay": 0.7, "optim.betas": [0.5, 0.6]}).folder
+    groups = saved(folder)["optimizers"]["students"]["param_groups"]
+    assert {group["weight_decay"] for group in groups} == {0.7, 0.0}
+    assert {tuple(group["betas"]) for group in groups} == {(0.5, 0.6)}
+    with pytest.raises(UserError, match=r"groups weights for optim.layer_decay=1 and .* Resume with the original"):
+        small_run(resume=True, **{"train.steps": 8, "optim.layer_decay": 0.5})
+
+
+def test_a_checkpoint_without_a_loss_scale_is_gone_on_with_in_fp16(small_run, monkeypatch):
+    small_run()
+    scaler = torch.amp.GradScaler("cpu", enabled=True)
+    monkeypatch.setattr("distill.training.state_io.scaler_of", lambda fabric: scaler)
+    assert small_run(resume=True, **{"train.steps": 5}).step == 5
+
+
 def test_a_damaged_checkpoint_is_named(small_run):
     folder = small_run().folder
     path = checkpoint.existing(folder / "checkpoints")[-1]
@@ -314,6 +332,23 @@ def test_a_bad_micro_batch_is_seen_though_the_last_one_is_good(small_run, tmp_pa
 def test_collapse_stops_a_run(small_run):
     with pytest.raises(Collapse, match=r"rank is .*below 1e\+03 for 2 checks in a row"):
         small_run(**{"guard.every": 1, "guard.min_rank": 1000.0, "guard.patience": 2})
+
+
+@pytest.mark.parametrize("micro_batches", [4, 8])
+def test_few_images_at_once_are_no_collapse(small_run, column, micro_batches):
+    changes = {"train.batch": 8, "train.accumulate": micro_batches, "guard.every": 1, "train.steps": 5}
+    folder = small_run(**changes).folder
+    assert np.isfinite(column(folder, "guard/patch_entropy")).all()
+    assert "guard/rank" not in (folder / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_a_tower_frozen_in_the_second_stage_keeps_what_the_first_one_learnt(small_run, saved):
+    first = small_run("first").folder
+    second = small_run("second", **{"train.stage_from": str(first), "text.freeze": True}).folder
+    before, after = (saved(folder)["students"]["student"]["weights"] for folder in (first, second))
+    same = {name: torch.equal(value, after[name]) for name, value in before.items()}
+    assert {value for name, value in same.items() if name.startswith("text.")} == {True}
+    assert not all(same.values())
 
 
 def test_second_stage_at_high_resolution_continues_from_a_run(small_run, tmp_path: Path):

@@ -125,6 +125,14 @@ def test_a_second_stage_goes_on_with_the_heads_of_the_first(distil, monkeypatch)
     assert same(heads_of(second), heads_of(first))
 
 
+def test_a_second_stage_with_another_model_of_the_same_run_makes_its_own(distil, small_run):
+    averaged = small_run("averaged", **SHORT, **{"students.0.ema": 0.5}).folder
+    folder, first = distil("first", **FITTED, **{"teacher.source": f"run:{averaged}"})
+    stage = {"train.stage_from": str(folder), "teacher.source": f"run:{averaged}#student.ema"}
+    _, second = distil("second", **FITTED, **stage)
+    assert not same(heads_of(second), heads_of(first))
+
+
 def test_a_second_stage_with_other_heads_makes_its_own(distil):
     folder, _ = distil("first", **FITTED)
     _, second = distil("second", **TRAINED, **{"train.stage_from": str(folder)})
