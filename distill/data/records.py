@@ -163,8 +163,8 @@ class _Chosen:
         if not joined:
             first = f" First problem: {bad[0]}." if bad else ""
             raise UserError(f"{self.path} holds no record.{first} Give another file with --captions.")
-        wanted = list(self.reading.caption_fields.values())
-        missing = [name for name in wanted if name not in self.columns]
+        fields = list(self.reading.caption_fields.values())
+        missing = [name for name in fields if name not in self.columns]
         if missing or not self.captioned:
             what = f"caption field {', '.join(missing)}" if missing else "caption field that is recognised"
             found = ", ".join(self.columns)
