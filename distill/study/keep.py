@@ -50,15 +50,14 @@ class Keeper:
 def keep_cell(source: Path, target: Path, cell: Cell, evaluation: Mapping[str, Any], first: bool) -> None:
     """Copy the finished cell in `source`; with curves and pictures if it is of the `first` seed.
 
-    What is kept already stays; a cell that another study keeps is only referred to.
+    What is kept already stays; of a run that another study keeps there is only a reference.
     """
     result, had = read_json(source / RESULT), read_json(target / RESULT)
     assert result is not None
     if had is not None and had.get("finished") == result["finished"] and is_done(had, cell, evaluation):
         return
     root = target.parents[2]
-    others = [f for f in index_results(root).get(cell.address, []) if f != target]
-    other = next((f for f in others if is_done(read_json(f / RESULT), cell, evaluation)), None)
+    other = _kept_elsewhere(root, target, result, cell, evaluation)
     if target.exists():
         shutil.rmtree(target)
     if other is None or (had is not None and had.get("address") == cell.address and SAME not in had):
@@ -68,6 +67,17 @@ def keep_cell(source: Path, target: Path, cell: Cell, evaluation: Mapping[str, A
         return
     about = {"variant": cell.variant, "seed": cell.seed, "teacher": cell.teacher, "address": cell.address}
     write_json(target / RESULT, {**about, SAME: other.relative_to(root).as_posix()})
+
+
+def _kept_elsewhere(
+    root: Path, target: Path, result: Mapping[str, Any], cell: Cell, evaluation: Mapping[str, Any]
+) -> Path | None:
+    """Where another study keeps this very run: one of the same recipe can be older, and is another network."""
+    for folder in index_results(root).get(cell.address, []):
+        had = read_json(folder / RESULT) or {}
+        if folder != target and had.get("finished") == result["finished"] and is_done(had, cell, evaluation):
+            return folder
+    return None
 
 
 def small_cell(result: Mapping[str, Any], cell: Cell, curves: bool) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 It imports nothing of ours, so that starting one takes no time.
 
-Settings come by environment: FAKE_FAIL (variants that fail), FAKE_STEPS and FAKE_PAUSE (seconds a step), FAKE_PICTURES.
+Settings come by environment: FAKE_FAIL (variants that fail), FAKE_STEPS and FAKE_PAUSE (seconds a step), FAKE_PICTURES,
+FAKE_FINISHED (when a cell says that it was finished).
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def result(spec: dict[str, Any]) -> dict[str, Any]:
         },
         "environment": {"device": "Test CPU", "packages": {"everypatch": "0.1.0", "torch": "2.9.0"}},
         "code": "0123456789ab",
-        "finished": "2026-01-01T00:00:00Z",
+        "finished": os.environ.get("FAKE_FINISHED", "2026-01-01T00:00:00Z"),
         "shared": None,
     }
 

@@ -131,6 +131,19 @@ def test_a_cell_of_several_studies_is_stored_once(play: Play, kept: Path, tmp_pa
     assert not list((tmp_path / "elsewhere").rglob("cell.log"))
 
 
+def test_another_run_of_a_cell_that_another_study_keeps_is_kept_too(
+    play: Play, kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play(keep=kept)
+    play(keep=kept, name="second")
+    monkeypatch.setenv("FAKE_FINISHED", "2026-02-02T00:00:00Z")
+    play(keep=kept, name="second", only=["ibot"], again=True)
+    own, old = (load(kept / study / "cells" / "ibot-s0" / "cell.json") for study in ("second", "trio"))
+    assert "same_as" not in own
+    assert (own["finished"][:10], old["finished"][:10]) == ("2026-02-02", "2026-01-01")
+    assert load(kept / "second" / "cells" / "ibotpp-s0" / "cell.json")["same_as"] == "trio/cells/ibotpp-s0"
+
+
 def test_kept_results_stay_whole_when_fewer_seeds_or_variants_run(play: Play, kept: Path, tmp_path: Path) -> None:
     play(keep=kept, seeds=2)
     play(keep=kept, seeds=1, only=["ibotpp"], runs=tmp_path / "elsewhere")
