@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill.study.again import Again
 from distill.study.display import CellState, Display
 from distill.study.plan import Cell, Plan
 from distill.study.store import (
@@ -82,21 +83,22 @@ class Runner:
         self.kept, self.on_done = kept, on_done
         self.states: dict[str, CellState] = {}
         self.running: dict[str, Running] = {}
+        self.again = Again(plan.root)
         self.index: dict[str, list[Path]] = {}  # address -> folders of finished cells, when the run began
 
     def run(self, names: Iterable[str], again: Iterable[str] = ()) -> Outcome:
         """Bring the cells `names` to an end; those in `again` are set aside first and run anew.
 
         A failing cell does not stop the others. Ctrl-C lets the running cells write a checkpoint; a later call
-        continues where they stopped.
+        continues where they stopped, also with cells that an earlier call was to run anew.
         """
         wanted = [n for n in self.plan.cells if n in set(names)]
-        for name in again:
-            folder = self.plan.folder(self.plan.cells[name])
-            if folder.exists():
-                set_aside(folder)
+        for cell in [self.plan.cells[name] for name in again]:
+            if self.plan.folder(cell).exists():
+                set_aside(self.plan.folder(cell))
+            self.again.add(cell)
         self.states = {n: CellState(n) for n in wanted}
-        self._settle(wanted, set(again))
+        self._settle(wanted)
         try:
             while any(s.status in ("waiting", "running") for s in self.states.values()):
                 self._start_ready()
@@ -112,7 +114,7 @@ class Runner:
 
     # -------------------------------------------------------------------------------------------- before
 
-    def _settle(self, wanted: Sequence[str], again: set[str]) -> None:
+    def _settle(self, wanted: Sequence[str]) -> None:
         """Mark what is finished, here or in another study; make room where a folder holds another cell."""
         self.index = index_results(self.plan.root.parent, *([self.kept] if self.kept else []))
         for name in wanted:
@@ -123,7 +125,7 @@ class Runner:
                 continue
             if folder.exists() and not self._same(folder, cell):
                 set_aside(folder)
-            shared = None if name in again else self._shared(cell)
+            shared = None if cell in self.again else self._shared(cell)
             if shared is not None and shared != folder:
                 adopt(shared, folder, cell)
                 self._mark(name, "done", f"shared with {shared}")
@@ -232,6 +234,7 @@ class Runner:
     def _mark(self, name: str, status: str, note: str) -> None:
         self.states[name].status, self.states[name].note = status, note
         if status == "done":
+            self.again.remove(self.plan.cells[name])
             self.on_done(self.plan.cells[name])
 
     # -------------------------------------------------------------------------------------------- after

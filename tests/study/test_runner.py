@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -61,24 +62,30 @@ def test_a_failing_cell_is_shown_and_stops_only_its_students(play: Play, monkeyp
     assert len(started_at(again, "ibotpp-s0")) == 1
 
 
-def test_ctrl_c_stops_the_cells_and_the_next_call_continues(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_STEPS", "400")
-    monkeypatch.setenv("FAKE_PAUSE", "0.01")
+@contextmanager
+def ctrl_c_at_step_5(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Slow cells, and Ctrl-C as soon as one is at step 5."""
     shown = Display.update
 
-    def press_ctrl_c(display: Display, states: Sequence[CellState]) -> None:
+    def press(display: Display, states: Sequence[CellState]) -> None:
         shown(display, states)
         if any(s.status == "running" and s.progress.get("step", 0) >= 5 for s in states):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Display, "update", press_ctrl_c)
-    result = play(parallel=1)
+    with monkeypatch.context() as patch:
+        patch.setenv("FAKE_STEPS", "400")
+        patch.setenv("FAKE_PAUSE", "0.01")
+        patch.setattr(Display, "update", press)
+        yield
+
+
+def test_ctrl_c_stops_the_cells_and_the_next_call_continues(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ctrl_c_at_step_5(monkeypatch):
+        result = play(parallel=1)
     assert result.outcome.interrupted
     assert not result.outcome.done
     assert (result.folder / "cells" / "ibot-s0" / "run" / "state.json").exists()  # what a checkpoint is to a real cell
 
-    monkeypatch.setattr(Display, "update", shown)
-    monkeypatch.setenv("FAKE_PAUSE", "0")
     result = play()
     assert result.complete
     first, second = started_at(result, "ibot-s0")
@@ -164,6 +171,43 @@ def test_again_runs_one_variant_anew_and_keeps_the_old_one(play: Play) -> None:
     assert len(started_at(result, "ibot-s0")) == 1
     assert len(list((result.folder / "cells").glob("ibotpp-s0.*/cell.json"))) == 1
     assert len(result.results["rows"]) == 3
+
+
+def test_again_that_was_stopped_goes_on_and_takes_no_old_cell_back(
+    play: Play, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    play(keep=kept)
+    monkeypatch.setenv("FAKE_FINISHED", "2026-02-02T00:00:00Z")
+    with ctrl_c_at_step_5(monkeypatch):
+        stopped = play(keep=kept, again=True, parallel=1)
+    assert stopped.outcome.interrupted
+    assert "--again" not in stopped.restart
+    assert set(read_json(stopped.folder / "again.json") or {}) == {"ibot-s0", "ibotpp-s0", "unmasked-s0"}
+    play(keep=kept, only=["ibotpp"])
+    assert set(read_json(stopped.folder / "again.json") or {}) == {"ibot-s0", "unmasked-s0"}
+    result = play(keep=kept)
+    first, second = started_at(result, "ibot-s0")
+    assert (first, second >= 5) == (0, True)
+    for name in ("ibot-s0", "ibotpp-s0", "unmasked-s0"):
+        cell = cell_json(result, name)
+        assert (cell["shared"], cell["finished"][:10]) == (None, "2026-02-02")
+        assert (read_json(kept / "trio" / "cells" / name / "cell.json") or {})["finished"][:10] == "2026-02-02"
+    assert not (result.folder / "again.json").exists()
+
+
+def test_a_cell_that_fails_when_run_again_is_not_replaced_by_the_old_one(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = cell_json(play(), "ibot-s0")["address"]
+    monkeypatch.setenv("FAKE_FAIL", "ibot")
+    assert "ibot-s0" in play(only=["ibot"], again=True).outcome.failed
+    other = play(only=["ibot"], overrides={"train.accelerator": "cpu", "optim.lr": 1e-4})
+    assert read_json(other.folder / "again.json") == {"ibot-s0": address}  # other settings are another cell
+    monkeypatch.delenv("FAKE_FAIL")
+    result = play(only=["ibot"])
+    assert (cell_json(result, "ibot-s0")["address"], cell_json(result, "ibot-s0")["shared"]) == (address, None)
+    assert not (result.folder / "again.json").exists()
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
