@@ -1,7 +1,7 @@
 """Finished cells in a form to commit: without weights or a machine's paths, and small.
 
 FOLDER/<study>/
-    results.json, claims.json
+    results.json, claims.json, lr.json
     cells/<variant>-s<seed>/
         cell.json               thinned curves, in the first seed only; or a reference to another study's cell
         pictures/KIND.webp      of the first seed: the test images side by side, one strip a kind
@@ -10,7 +10,7 @@ FOLDER/<study>/
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from PIL import Image
 from distill.study.address import placeless
 from distill.study.curves import Curve, shorten
 from distill.study.plan import Cell, Plan
-from distill.study.results import collect, save
+from distill.study.results import Tree, collect, save
 from distill.study.store import MANIFEST, PICTURES, RESULT, SAME, index_results, is_done, read_json, write_json
 
 POINTS = 40  # of a kept curve
@@ -33,18 +33,30 @@ class Keeper:
     """Called with each finished cell of `plan`; keeps it in `folder` and writes the results of `whole` anew.
 
     `whole` is the plan with every seed that the folder's results hold. `command` is what a reader runs,
-    `overrides` are those of the plans.
+    `overrides` are those of the plans. `check` writes lr.json to a folder of studies, from the results of a
+    learning-rate check's trials; it is called after each of them.
     """
 
-    def __init__(self, folder: Path, plan: Plan, whole: Plan, command: str, overrides: Mapping[str, Any]):
-        self.folder, self.plan, self.command, self.overrides = folder, plan, command, overrides
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        whole: Plan,
+        command: str,
+        overrides: Mapping[str, Any],
+        check: Callable[[Path, Tree], Tree] | None = None,
+    ):
+        self.folder, self.plan, self.command, self.overrides, self.check = folder, plan, command, overrides, check
         self.whole = replace(whole, root=folder / plan.root.name)
 
     def __call__(self, cell: Cell) -> None:
-        first = cell.seed == min(self.whole.seeds) and not self.plan.recipe.variants[cell.variant].trial
+        trial = self.plan.recipe.variants[cell.variant].trial
+        first = cell.seed == min(self.whole.seeds) and not trial
         keep_cell(self.plan.folder(cell), self.whole.folder(cell), cell, self.plan.eval, first)
         results = collect(self.whole, command=self.command, overrides=self.overrides)
         save(placeless(small_results(results)), self.whole.root)
+        if trial and self.check:
+            self.check(self.folder, results)
 
 
 def keep_cell(source: Path, target: Path, cell: Cell, evaluation: Mapping[str, Any], first: bool) -> None:

@@ -93,9 +93,11 @@ def rate_tree(plan: Plan, results: Tree, fraction: float) -> Tree:
     return {"study": plan.root.name, "seed": plan.seeds[0], "fraction": fraction, "factors": factors, "arms": arms}
 
 
-def save_rates(tree: Tree, folder: Path) -> None:
-    """Write lr.json beside the checked study's results."""
-    write_json(folder / RATES, tree)
+def save_rates(plan: Plan, fraction: float, place: Path, results: Tree) -> Tree:
+    """Write lr.json beside the checked study's results in `place`, a folder of studies; returns its content."""
+    tree = rate_tree(plan, results, fraction)
+    write_json(place / plan.root.name / RATES, tree)
+    return tree
 
 
 def load_rates(folder: Path) -> Tree | None:

@@ -7,9 +7,10 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from distill.study.display import Display, clock
 from distill.study.keep import Keeper, small_results
 from distill.study.overview import write_overview
 from distill.study.plan import Plan, cell_name, make_plan, select
-from distill.study.rates import rate_plan, rate_tree, save_rates, trials
+from distill.study.rates import rate_plan, save_rates, trials
 from distill.study.recipe import checked_seeds, read_study
 from distill.study.report import write_report
 from distill.study.results import REPORT, RESULTS, Tree, collect, holds_studies, load_results, load_studies, save
@@ -86,27 +87,25 @@ def study(
     if plan.eval["dataset"] == "???":
         raise UserError(f"{plan.recipe.path} leaves eval.dataset to you; give eval.dataset=DATASET:PATH with masks.")
     select(plan, only)  # refuses unknown ones
-    wanted = only
+    wanted, check = only, None
     if lr_check is not None:
         plan = rate_plan(checked, _for_variants(changes), _resolve, lr_check)
         only = trials(only or list(checked.recipe.variants))
+        check = partial(save_rates, checked, lr_check)
     names = select(plan, only or list(plan.recipe.variants))
     anew = [c.name for c in plan.cells.values() if again and (not only or c.variant in only)]
     _check_writable(plan.root, "Choose another place with --runs DIR.")
     if keep is not None:
         _check_writable(Path(keep), "Choose another place with --keep DIR.")
     slots, threads, gpus = divide_machine(parallel, plan)
-    keeper = None if keep is None else _keeper(Path(keep), plan, recipe, changes, name)
+    keeper = None if keep is None else _keeper(Path(keep), plan, recipe, changes, name, check)
     with alone(plan.root), Display(slots, console) as display:
         extra: dict[str, Any] = {} if keeper is None else {"kept": keeper.folder, "on_done": keeper}
         outcome = Runner(plan, display, slots, threads, gpus, command, **extra).run(names, anew)
     line = _command_line(recipe, changes, seeds, name, runs, keep, lr_check)
     results = collect(plan, outcome.failed, line, changes)
     save(results, plan.root)
-    rates = None if lr_check is None else rate_tree(checked, results, lr_check)
-    if rates is not None:
-        for folder in [checked.root.parent, *([keeper.folder] if keeper else [])]:
-            save_rates(rates, folder / checked.root.name)
+    rates = check(checked.root.parent, results) if check else None
     if results["rows"]:
         write_report(results, plan.root)
     restart = f"{line} --only {','.join(wanted)}" if wanted else line
@@ -137,7 +136,14 @@ def _resolve(base: str, changes: dict[str, Any]) -> Config:
     return load_config(base, changes).config
 
 
-def _keeper(folder: Path, plan: Plan, recipe: str | Path, overrides: Mapping[str, Any], name: str | None) -> Keeper:
+def _keeper(
+    folder: Path,
+    plan: Plan,
+    recipe: str | Path,
+    overrides: Mapping[str, Any],
+    name: str | None,
+    check: Callable[[Path, Tree], Tree] | None,
+) -> Keeper:
     """Keeps this study's cells; its kept results go on to hold the seeds that they had."""
     had = (read_json(folder / plan.root.name / RESULTS) or {}).get("seeds", [])
     seeds = sorted({*plan.seeds, *had})
@@ -145,7 +151,7 @@ def _keeper(folder: Path, plan: Plan, recipe: str | Path, overrides: Mapping[str
     if not plan.recipe.checks and seeds != list(plan.seeds):
         whole = plan_study(recipe, overrides, seeds, plan.root.parent, plan.root.name)
     command = _command_line(recipe, overrides, None, name, "runs", None, None)  # for a reader
-    return Keeper(folder, plan, whole, command, overrides)
+    return Keeper(folder, plan, whole, command, overrides, check)
 
 
 def rebuild(folder: str | Path) -> Path:

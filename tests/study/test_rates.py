@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 from distill.cli import main
 from distill.errors import UserError
+from distill.study.display import CellState, Display
 from distill.study.markdown import study_part
 from distill.study.rates import load_rates, rate_rows, rates_text
 from distill.study.report import build_report
@@ -79,6 +80,31 @@ def test_the_check_is_kept_and_shown_with_its_study_alone(play: Play, tmp_path: 
     assert "Learning rates" in build_report(studies["trio"], kept / "trio")
     assert "| ibotpp | " in study_part(studies["trio"], load_rates(kept / "trio"))
     assert "Learning rates" not in study_part(studies["trio"])
+
+
+def test_the_kept_check_has_all_kept_trials_whatever_ran_here(play: Play, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    play(lr_check=0.25, keep=kept, only=["ibotpp"])
+    result = play(lr_check=0.25, keep=kept, only=["ibot"], runs=tmp_path / "elsewhere")
+    assert result.rates is not None
+    here, there = result.rates["arms"], (load_rates(kept / "trio") or {})["arms"]
+    assert [name for name, arm in here.items() if arm["scores"]] == ["ibot"]
+    assert [name for name, arm in there.items() if arm["scores"]] == ["ibot", "ibotpp"]
+
+
+def test_the_check_is_kept_after_each_trial(play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Display.update
+    seen: list[int] = []
+
+    def look(display: Display, states: Sequence[CellState]) -> None:
+        shown(display, states)
+        arms = (load_rates(tmp_path / "kept" / "trio") or {"arms": {}})["arms"]
+        scores = [arm["scores"].get("linear_patch/accuracy", []) for arm in arms.values()]
+        seen.append(sum(score is not None for values in scores for score in values))
+
+    monkeypatch.setattr(Display, "update", look)
+    play(lr_check=0.25, keep=tmp_path / "kept", only=["ibot"], parallel=1)
+    assert sorted(set(seen)) == [0, 1, 2, 3]  # a study that is killed leaves those it had
 
 
 def test_settings_for_all_variants_hold_in_the_check(play: Play) -> None:
