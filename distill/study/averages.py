@@ -35,8 +35,19 @@ def averages_trunk(content: Mapping[str, Any]) -> bool:
 
 def shown(results: Mapping[str, Any]) -> list[str]:
     """The names that tables of scores have a row for: every variant, and after it its average where that was scored."""
-    scored = {row["variant"] for row in results["rows"] if any(key.startswith(PREFIX) for key in row["metrics"])}
+    scored = {row["variant"] for row in results["rows"] if _scored(row)}
     return [name for v in results["variants"] for name in ([v, v + ENDING] if v in scored else [v])]
+
+
+def rows_of(results: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The rows that a name's scores come from: all of a variant's, or those where its averaged trunk was scored."""
+    own = [row for row in results["rows"] if row["variant"] == plain(name)]
+    return [row for row in own if _scored(row)] if is_average(name) else own
+
+
+def _scored(row: Mapping[str, Any]) -> bool:
+    """Whether a row has scores of an averaged trunk."""
+    return any(key.startswith(PREFIX) for key in row["metrics"])
 
 
 def title_of(results: Mapping[str, Any], name: str) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from distill.study.averages import is_average, plain
+from distill.study.averages import is_average, rows_of
 from distill.study.claims import Claim, Finding
 from distill.study.columns import CLAIMED, COLUMNS, Column, show
 from distill.study.results import Tree, difference, findings, hardware_of, scale_of
 from distill.study.statistics import Interval
+from distill.study.unequal import WORDS
 
 NUMBER = re.compile(r"(\d+): (.*)", re.DOTALL)  # `8: iBOT++ beats iBOT`
 VALUE_PATH, FINAL_TOKENS = "zeroshot_seg/miou_value", "zeroshot_seg/miou_final"
@@ -111,23 +112,20 @@ def _same_runs(results: Tree, line: ClaimLine) -> Any:
     claim = line.finding.claim
     if line.finding.difference is None:
         return line.study, claim.says
-    names = (claim.first, claim.second)
-    average = claim.first is not None and is_average(claim.first)
-    runs = [tuple(row["address"] for row in _rows_of(results, name)) for name in names if name]
-    return line.number, claim.metric, claim.expect, claim.margin, average, tuple(runs)
+    sides = [(is_average(name), _addresses(results, name)) for name in (claim.first, claim.second) if name]
+    return line.number, claim.metric, claim.expect, claim.margin, tuple(sides)
 
 
-def _rows_of(results: Tree, *names: str) -> list[Tree]:
-    """The rows of these variants, by seed."""
-    rows = [row for row in results["rows"] if row["variant"] in map(plain, names)]
-    return sorted(rows, key=lambda row: row["seed"])
+def _addresses(results: Tree, name: str) -> tuple[str, ...]:
+    """Of the rows of one variant, by seed."""
+    return tuple(row["address"] for row in sorted(rows_of(results, name), key=lambda row: row["seed"]))
 
 
 def _line(results: Tree, finding: Finding) -> ClaimLine:
     claim, change = finding.claim, finding.difference
     column = _column(claim.metric)
     numbered = NUMBER.fullmatch(claim.says)
-    rows = _rows_of(results, *(name for name in (claim.first, claim.second) if name))
+    rows = [row for name in (claim.first, claim.second) if name for row in rows_of(results, name)]
     signed = claim.first is not None or claim.metric.endswith("_change")
     return ClaimLine(
         study=results["study"],
@@ -168,8 +166,7 @@ def _interval(column: Column, change: Interval | None, sign: bool) -> str:
 
 def _seeds(finding: Finding) -> str:
     count = str(finding.difference.n) if finding.difference else "0"
-    mixed, retaught = ["bf16 against fp32"] * finding.mixed, ["another teacher of that recipe"] * finding.retaught
-    return ", ".join([count, *mixed, *retaught])
+    return ", ".join([count, *(words for flag, words in WORDS.items() if getattr(finding, flag))])
 
 
 def _by_final_tokens(results: Tree, claim: Claim) -> str:

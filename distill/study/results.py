@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from distill.errors import UserError
-from distill.study.averages import metric_of, plain
+from distill.study.averages import metric_of, rows_of
 from distill.study.claims import Claim, Finding, judge
 from distill.study.columns import CHANCE, COLUMNS, Column
 from distill.study.plan import Plan
 from distill.study.statistics import Interval, mean_interval, paired_difference
 from distill.study.store import is_done, read_json, read_result, write_json
+from distill.study.unequal import unequal
 
 FORMAT = 1
 RESULTS, CLAIMS, REPORT = "results.json", "claims.json", "report.html"
@@ -149,7 +150,7 @@ def value_of(row: Mapping[str, Any], key: str, otherwise: str | None = None) -> 
 
 def by_seed(results: Tree, variant: str, key: str, otherwise: str | None = None) -> dict[int, float]:
     """Seed -> value of one variant, or of its averaged trunk (`VARIANT.average`)."""
-    rows = [row for row in results["rows"] if row["variant"] == plain(variant)]
+    rows = rows_of(results, variant)
     key, otherwise = metric_of(variant, key), otherwise and metric_of(variant, otherwise)
     return {row["seed"]: value for row in rows if (value := value_of(row, key, otherwise)) is not None}
 
@@ -180,40 +181,12 @@ def chance(results: Tree, column: Column) -> float | None:
 def findings(results: Tree) -> list[Finding]:
     """The study's claims, judged on its rows."""
     claims = [Claim(**tree) for tree in results["claims"]]
-    variants = {*results["variants"], *(claim.first for claim in claims if claim.first)}
+    variants = {*results["variants"], *(name for c in claims for name in (c.first, c.second) if name)}
     scores = {c.metric: {v: by_seed(results, v, c.metric) for v in variants} for c in claims}
     found = []
     for f in judge(claims, scores):
         nowhere = results["rows"] and not any(scores[f.claim.metric].values())
         reason = f"no run has the metric {f.claim.metric}" if nowhere else f.reason
-        mixed, retaught = _mixes(results, f.claim), _retaught(results, f.claim)
-        found.append(replace(f, reason=reason, mixed=mixed, retaught=retaught))
+        flags: dict[str, Any] = {**unequal(results, f.claim.first, f.claim.second)}
+        found.append(replace(f, reason=reason, **flags))
     return found
-
-
-def _retaught(results: Tree, claim: Claim) -> bool:
-    """Whether a student is set against its teacher, and in some seed another run of that recipe taught it.
-
-    A teacher's row that does not record its weights is another run to a student that says what taught it.
-    """
-    if claim.first is None:
-        return False
-    weights = {r["seed"]: r.get("weights") for r in results["rows"] if r["variant"] == plain(claim.first)}
-    students = [r for r in results["rows"] if r["variant"] == claim.second and r["seed"] in weights]
-    taught = [(weights[r["seed"]], r.get("taught_by")) for r in students if _taught_by(r, plain(claim.first))]
-    return any(by is not None and own != by for own, by in taught)
-
-
-def _taught_by(row: Tree, variant: str) -> bool:
-    return row["teacher"] == f"{variant}-s{row['seed']}"
-
-
-def _mixes(results: Tree, claim: Claim) -> bool:
-    """Whether some seed's two runs were computed in different precision."""
-    if claim.first is None:
-        return False
-    first, second = (
-        {r["seed"]: r["environment"].get("precision") for r in results["rows"] if r["variant"] == variant}
-        for variant in (plain(claim.first), claim.second)
-    )
-    return any(first[seed] != second[seed] for seed in first.keys() & second.keys())

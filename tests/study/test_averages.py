@@ -12,7 +12,7 @@ from rich.console import Console
 
 from distill.errors import UserError
 from distill.study.averages import shown
-from distill.study.claim_lines import claim_lines
+from distill.study.claim_lines import all_claim_lines, claim_lines
 from distill.study.columns import COLUMNS
 from distill.study.fragments import score_table
 from distill.study.markdown import study_part
@@ -27,7 +27,7 @@ PAIRS = """\
   - {pair: [ibot.average, unmasked], factors: [tokens, mask, teacher]}
 """
 FINAL = "zeroshot_seg/miou_final"
-CLAIM = "compare: [ibot.average, unmasked]"
+CLAIM, TURNED = "compare: [ibot.average, unmasked]", "compare: [unmasked, ibot.average]"
 
 
 @pytest.fixture
@@ -65,6 +65,24 @@ def test_a_claim_says_when_another_run_of_the_recipe_taught(averaged: Path, play
     for row in results["rows"]:
         row |= {"weights": None, "taught_by": "ibot0" if row["teacher"] else None}
     assert findings(results)[0].retaught  # the scored teacher may be another run
+
+
+def test_a_claim_whose_second_side_is_the_average_is_judged_alike(averaged: Path, play: Any, edit: Edit) -> None:
+    straight = play(seeds=3).results
+    edit("{pair: [ibot.average, unmasked], ", "{pair: [unmasked, ibot.average], ")
+    edit(CLAIM, TURNED)
+    results = play(seeds=3, name="turned").results
+    for row in results["rows"]:
+        row |= {"weights": f"{row['variant']}{row['seed']}", "taught_by": "another" if row["teacher"] else None}
+        row["environment"]["precision"] = "bf16" if row["variant"] == "ibot" else "fp32"
+    one, two = findings(straight)[0], findings(results)[0]
+    assert (one.difference.n, two.difference.n) == (3, 3)
+    assert two.difference.mean == pytest.approx(-one.difference.mean)
+    line = claim_lines(results)[0]
+    assert line.what == "ibot.average − unmasked"
+    assert line.seeds == "3, bf16 against fp32, another teacher of that recipe"
+    own = {**results, "study": "own", "claims": [{**results["claims"][0], "second": "ibot"}]}
+    assert [line.also for line in all_claim_lines({"trio": results, "own": own})] == [(), ()]  # not the same network
 
 
 def test_tables_show_both(averaged: Path, play: Any) -> None:
