@@ -15,7 +15,7 @@ from distill.study.curves import Curve
 from distill.study.effects import effects_svg
 from distill.study.plots import limits, patch_loss_svg
 from distill.study.rates import rate_heads, rate_rows
-from distill.study.results import Tree, chance, difference, mean_of, measured
+from distill.study.results import Tree, basis, chance, difference, mean_of, measured
 from distill.study.table import best
 
 
@@ -67,19 +67,22 @@ def cost_table(results: Tree) -> str:
 def _table(
     results: Tree, columns: Sequence[Column], rows: Sequence[tuple[str, list[str]]], last: list[str] | None = None
 ) -> str:
-    """A row a variant under grouped headings; `last` is a final row for what guessing gets."""
+    """A row a variant under grouped headings, with what it stands on; `last` is a final row for what guessing gets."""
     groups = [(g, list(cs)) for g, cs in groupby(columns, key=lambda c: c.group)]
     top = "".join(f'<th colspan="{len(cs)}" class="group">{esc(g)}</th>' for g, cs in groups)
     heads = "".join(f"<th>{esc(c.title)}</th>" for c in columns)
     body = []
     for variant, cells in rows:
         head = f'<span class="name">{esc(variant)}</span><span class="about">{esc(title_of(results, variant))}</span>'
-        body.append(f'<tr><th scope="row">{head}</th>{_cells(cells)}</tr>')
+        seeds, hardware = map(esc, basis(results, variant))
+        about = f'<td class="seeds">{seeds}</td><td class="made">{hardware}</td>'
+        body.append(f'<tr><th scope="row">{head}</th>{_cells(cells)}{about}</tr>')
     if last is not None:
-        body.append(f'<tr class="guess"><th scope="row">guessing</th>{_cells(last)}</tr>')
+        body.append(f'<tr class="guess"><th scope="row">guessing</th>{_cells([*last, "", ""])}</tr>')
     return (
-        f'<div class="scroll"><table class="scores"><thead><tr><td></td>{top}</tr>'
-        f"<tr><th>variant</th>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="scroll"><table class="scores"><thead><tr><td></td>{top}<td colspan="2"></td></tr>'
+        f'<tr><th>variant</th>{heads}<th>seeds</th><th class="made">hardware</th></tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -137,7 +140,7 @@ def difference_table(results: Tree) -> str:
 
 
 def claim_list(results: Tree) -> str:
-    """Every claim with its verdict, what was measured and where it comes from."""
+    """Every claim with its verdict, what was measured on how many seeds of which runs, and where it comes from."""
     items = []
     for line in claim_lines(results):
         claim, finding = line.finding.claim, line.finding
@@ -147,7 +150,8 @@ def claim_list(results: Tree) -> str:
             f'<li><span class="verdict {finding.verdict.replace(" ", "-")}">{esc(finding.verdict)}</span>'
             f"<div><p>{esc(claim.says)}.{mark}</p><p class='small'>{esc(line.metric)}: {esc(line.what)} = "
             f"<b>{esc(line.measured)}</b> (95 % interval {esc(line.interval)}), expected {esc(line.expected)}: "
-            f"{esc(finding.reason)}.{esc(final)} Source: {esc(line.source)}.</p></div></li>"
+            f"{esc(finding.reason)}.{esc(final)} Seeds: {esc(line.seeds)}. Scale: {esc(line.scale)}. "
+            f"Source: {esc(line.source)}.</p></div></li>"
         )
     return f'<ul class="claims">{"".join(items)}</ul>' if items else ""
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.study.averages import PREFIX, is_average, plain, shown, title_of
+from distill.study.averages import is_average, rows_of, shown, title_of
 from distill.study.claim_lines import CLAIMS_TEXT, HEADS, MARK, ClaimLine, all_claim_lines
 from distill.study.columns import SCORES, show
 from distill.study.rates import load_rates, rate_heads, rate_rows, rates_text
-from distill.study.results import Tree, hardware_of, mean_of, measured, scale_of
+from distill.study.results import Tree, basis, mean_of, measured, scale_of
 
 README = "README.md"
 BEGIN, END = "<!-- claims -->", "<!-- /claims -->"  # around the table, as in the project's README
@@ -69,13 +69,12 @@ def study_part(results: Tree, rates: Tree | None = None) -> str:
     heads = ["variant", *(c.short for c in columns), "seeds", "minutes", "hardware", "code"]
     rows = []
     for variant in shown(results):
-        own = [row for row in results["rows"] if row["variant"] == plain(variant)]
-        if is_average(variant):
-            own = [row for row in own if any(key.startswith(PREFIX) for key in row["metrics"])]
+        own = rows_of(results, variant)
         means = [mean_of(results, variant, c) for c in columns]
         numbers = [show(c, m.mean, m.half) if m else "–" for c, m in zip(columns, means)]
         codes = ", ".join(sorted({f"`{r['code']}`" for r in own}))
-        about = [str(len(own)), "–" if is_average(variant) else _minutes(own), hardware_of(own), codes]
+        seeds, hardware = basis(results, variant)
+        about = [seeds, "–" if is_average(variant) else _minutes(own), hardware, codes]
         rows.append([f"`{variant}`: {title_of(results, variant)}", *numbers, *about])
     parts = [f"## {results['title']} (`{results['study']}`)", results["purpose"]]
     if results["missing"]:

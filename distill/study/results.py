@@ -141,6 +141,12 @@ def device_of(environment: Mapping[str, Any]) -> str:
     return " in ".join(word for word in words if word)
 
 
+def basis(results: Tree, name: str) -> tuple[str, str]:
+    """What a row of the tables stands on: how many seeds, and the hardware with its precision."""
+    rows = rows_of(results, name)
+    return str(len(rows)), hardware_of(rows)
+
+
 def value_of(row: Mapping[str, Any], key: str, otherwise: str | None = None) -> float | None:
     """A row's metric, or its cost for keys that start with `cost/`; None where it was not measured."""
     place = row["cost"] if key.startswith("cost/") else row["metrics"]

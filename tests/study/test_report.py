@@ -16,6 +16,7 @@ from distill.cli import main
 from distill.errors import UserError
 from distill.study.columns import COLUMNS, show
 from distill.study.effects import effects_svg
+from distill.study.markdown import study_part
 from distill.study.plots import MASKED, VISIBLE, patch_loss_svg
 from distill.study.report import build_report, notes
 from distill.study.results import Tree, findings, load_results, mean_of
@@ -154,6 +155,17 @@ def test_mixed_precisions_are_said(done: Done) -> None:
     assert "Test CPU in bf16" in build_report(done.results, done.folder)
 
 
+def test_a_row_says_its_seeds_and_hardware_as_the_markdown_does(done: Done) -> None:
+    done.results["rows"] = [r for r in done.results["rows"] if (r["variant"], r["seed"]) != ("ibotpp", 1)]
+    for row in done.results["rows"]:
+        row["environment"] = {"device": "A <CPU>", "precision": "bf16" if row["seed"] else "fp32"}
+    page, lines = build_report(done.results, done.folder), study_part(done.results).splitlines()
+    cell = '<td class="seeds">{}</td><td class="made">{}</td></tr>'
+    assert page.count(cell.format(1, "A &lt;CPU&gt; in fp32")) == 2  # with its scores and with its cost
+    assert page.count(cell.format(2, "A &lt;CPU&gt; in bf16; A &lt;CPU&gt; in fp32")) == 4
+    assert "| 1 | 2.2 | A <CPU> in fp32 |" in next(line for line in lines if line.startswith("| `ibotpp`"))
+
+
 def test_text_from_recipes_is_escaped(done: Done) -> None:
     done.results["title"] = "<script>alert(1)</script> & more"
     done.results["variants"]["ibot"]["title"] = "a < b"
@@ -283,7 +295,8 @@ def test_on_paper_nothing_is_wider_than_the_page(done: Done) -> None:
     """What only scrolls on a screen must wrap or shrink in print."""
     rules = (done.folder / "report.html").read_text().split("@media print {")[1]
     assert ".scroll { overflow: visible; }" in rules
-    for rule in (".scroll img { max-width: 100%;", ".overview td, .overview .verdict { white-space: normal;"):
+    wraps = ".overview td, .overview .verdict { white-space: normal;", "td { min-width: 0; white-space: normal; }"
+    for rule in (".scroll img { max-width: 100%;", *wraps):
         assert rule in rules
 
 
