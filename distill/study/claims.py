@@ -61,13 +61,14 @@ class Finding:
     verdict: str
     reason: str
     mixed: bool = False  # some seed pairs runs of different precision
+    elsewhere: bool = False  # some seed pairs runs of different hardware
     retaught: bool = False  # some student's teacher was trained by the same recipe, but is not the one that is scored
 
     def as_dict(self) -> dict[str, Any]:
         """Flat and JSON-able, one entry of claims.json."""
         measured = asdict(self.difference) if self.difference else {"mean": None, "low": None, "high": None, "n": 0}
-        told = {"verdict": self.verdict, "reason": self.reason, "mixed": self.mixed, "retaught": self.retaught}
-        return {**asdict(self.claim), **measured, **told}
+        unequal = {"mixed": self.mixed, "elsewhere": self.elsewhere, "retaught": self.retaught}
+        return {**asdict(self.claim), **measured, "verdict": self.verdict, "reason": self.reason, **unequal}
 
 
 def verdict(claim: Claim, difference: Interval | None) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from distill.study.plots import limits, patch_loss_svg
 from distill.study.rates import rate_heads, rate_rows
 from distill.study.results import Tree, basis, chance, difference, mean_of, measured
 from distill.study.table import best
+from distill.study.unequal import WORDS, unequal
 
 
 def esc(value: Any) -> str:
@@ -129,8 +130,9 @@ def difference_table(results: Tree) -> str:
             sign = {True: "up", False: "down", None: ""}[column.better(change.mean) if change else None]
             cells.append(f'<td class="{sign}{" sure" if sure else ""}">{esc(text)}</td>')
         names = f"{esc(pair['first'])} → {esc(pair['second'])}"
-        factors = esc(", ".join(pair["factors"]))
-        rows.append(f'<tr><th scope="row">{names}<small class="by">changes {factors}</small></th>{"".join(cells)}</tr>')
+        apart = [WORDS[flag] for flag, holds in unequal(results, pair["first"], pair["second"]).items() if holds]
+        changes = esc("; ".join([f"changes {', '.join(pair['factors'])}", *apart]))
+        rows.append(f'<tr><th scope="row">{names}<small class="by">{changes}</small></th>{"".join(cells)}</tr>')
     if not rows:
         return ""
     return (

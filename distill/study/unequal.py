@@ -11,6 +11,7 @@ Row = Mapping[str, Any]
 
 WORDS = {  # by the name of a `Finding`'s flag
     "mixed": "bf16 against fp32",
+    "elsewhere": "different hardware",
     "retaught": "another teacher of that recipe",
 }
 
@@ -21,6 +22,7 @@ def unequal(results: Mapping[str, Any], first: str | None, second: str) -> dict[
     pairs = [(one[seed], two[seed]) for seed in one.keys() & two.keys()]
     return {
         "mixed": any(_differ("precision", *pair) for pair in pairs),
+        "elsewhere": any(_differ("device", *pair) for pair in pairs),
         "retaught": any(_retaught(a, b) or _retaught(b, a) for a, b in pairs),
     }
 

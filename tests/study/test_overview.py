@@ -15,11 +15,11 @@ from rich.console import Console
 
 from distill.cli import main
 from distill.study import markdown, runner
-from distill.study.claim_lines import all_claim_lines
-from distill.study.fragments import claim_list
+from distill.study.claim_lines import all_claim_lines, claim_lines
+from distill.study.fragments import claim_list, difference_table
 from distill.study.overview import build_overview
 from distill.study.recipe import read_study
-from distill.study.results import load_studies
+from distill.study.results import findings, load_studies
 from distill.study.run import rebuild, study
 
 from .conftest import fake_painter, write_recipe
@@ -115,6 +115,20 @@ def test_a_claim_on_the_value_path_shows_the_final_tokens_too_and_mixed_precisio
     assert line.final == f"{final.measured} ({final.interval})"
     assert line.seeds == "3, bf16 against fp32"
     assert final.final == ""
+
+
+def test_different_hardware_of_a_pair_is_said(kept: Path) -> None:
+    results = load_studies(kept)["trio"]
+    for row in results["rows"]:
+        row["environment"]["device"] = f"CPU {row['seed']}"
+    assert claim_lines(results)[0].seeds == "3"  # different, but not within a seed
+    next(row for row in results["rows"] if row["variant"] == "ibotpp")["environment"] = {"device": "AMD EPYC"}
+    assert claim_lines(results)[0].seeds == "3, different hardware"
+    assert "Seeds: 3, different hardware. Scale: default: tiny/8, 64 px, AMD EPYC; CPU 0;" in claim_list(results)
+    table = difference_table(results)
+    assert 'ibot → ibotpp<small class="by">changes tokens; different hardware</small>' in table
+    assert table.count("different hardware") == 1
+    assert findings(results)[0].as_dict()["elsewhere"] is True
 
 
 def test_a_claim_that_two_studies_make_of_the_same_runs_is_there_once(kept: Path) -> None:
