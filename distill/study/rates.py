@@ -4,8 +4,9 @@ A comparison is fair only if no arm's rate suits it worse than another's. The ch
 its cells are addressed, kept and continued like all others. lr.json beside the checked study's results has the scores,
 one a factor (null: not finished), which the report shows:
 
-    {"study": "bridge", "seed": 0, "fraction": 0.25, "factors": [0.5, 1.0, 2.0],
-     "arms": {"teacher": {"lr": 0.001, "steps": 750, "scores": {"linear_patch/accuracy": [0.61, 0.64, null]}}}}
+    {"study": "bridge", "seed": 0, "fraction": 0.25, "factors": [0.5, 1.0, 2.0], "hardware": "AMD EPYC in bf16",
+     "arms": {"teacher": {"lr": 0.001, "steps": 750, "teacher": null,
+                          "scores": {"linear_patch/accuracy": [0.61, 0.64, null]}}}}
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from distill.errors import UserError
 from distill.study.columns import SCORES, Column, show
 from distill.study.plan import Plan, Resolve, cell_name, make_plan
 from distill.study.recipe import StudyRecipe, Variant, covers
-from distill.study.results import Tree, value_of
+from distill.study.results import Tree, hardware_of, value_of
 from distill.study.store import read_json, write_json
 
 RATES = "lr.json"
@@ -79,18 +80,26 @@ def trials(variants: Sequence[str]) -> list[str]:
 def rate_tree(plan: Plan, results: Tree, fraction: float) -> Tree:
     """The content of lr.json: `plan` is the study that is checked, `results` those of its trials."""
     rows = {row["variant"]: row for row in results["rows"]}
+    tried = [rows[trial] for trial in trials(list(plan.recipe.variants)) if trial in rows]
     arms = {}
-    for name in plan.recipe.variants:
+    for name, variant in plan.recipe.variants.items():
         content = plan.cells[cell_name(name, plan.seeds[0])].content
         own = [rows.get(trial) for trial in trials([name])]
         scores = {key: [value_of(row, key) if row else None for row in own] for key in JUDGES}
         arms[name] = {
             "lr": content[LR],
             "steps": max(1, round(fraction * content[STEPS])),
+            "teacher": variant.teacher,
             "scores": {key: values for key, values in scores.items() if any(v is not None for v in values)},
         }
-    factors = list(FACTORS.values())
-    return {"study": plan.root.name, "seed": plan.seeds[0], "fraction": fraction, "factors": factors, "arms": arms}
+    return {
+        "study": plan.root.name,
+        "seed": plan.seeds[0],
+        "fraction": fraction,
+        "factors": list(FACTORS.values()),
+        "hardware": hardware_of(tried),
+        "arms": arms,
+    }
 
 
 def save_rates(plan: Plan, fraction: float, place: Path, results: Tree) -> Tree:
@@ -111,9 +120,13 @@ def load_rates(folder: Path) -> Tree | None:
 def rates_text(tree: Tree) -> str:
     """What the table below it shows, and which arms are not in it."""
     untried = [name for name, arm in tree["arms"].items() if not arm["scores"]]
+    taught = any(arm.get("teacher") for arm in tree["arms"].values() if arm["scores"])
+    where = [f"seed {tree['seed']}", *([tree["hardware"]] if tree.get("hardware") else [])]  # older files have none
     return (
         f"Arms for {tree['fraction']:.0%} of their steps at half their learning rate, at their own and at twice it "
-        f"(seed {tree['seed']}); students learn from the fully trained teacher. {BEST}: the best of the three."
+        f"({', '.join(where)})"
+        + ("; students learn from the fully trained teacher" if taught else "")
+        + f". {BEST}: the best of the three."
         + (f" Not tried: {', '.join(untried)}." if untried else "")
     )
 

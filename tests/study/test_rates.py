@@ -65,6 +65,16 @@ def test_the_best_of_three_is_marked_and_none_of_fewer() -> None:
     assert rates_text(tree).endswith("Not tried: untried.")
     del arms["untried"]
     assert "Not tried" not in rates_text(tree)
+    assert "twice it (seed 0). ★" in rates_text(tree)  # a file of before there were hardware and teachers in it
+
+
+def test_hardware_is_said_and_the_teacher_where_a_student_was_tried(play: Play, tmp_path: Path) -> None:
+    rates = play(lr_check=0.25, only=["ibotpp"]).rates
+    assert rates is not None
+    assert rates["hardware"] == "Test CPU"
+    assert "(seed 0, Test CPU). ★" in rates_text(rates)
+    rates = play(lr_check=0.25).rates or {}
+    assert "(seed 0, Test CPU); students learn from the fully trained teacher. ★" in rates_text(rates)
 
 
 def test_the_check_is_kept_and_shown_with_its_study_alone(play: Play, tmp_path: Path) -> None:
