@@ -85,7 +85,7 @@ def study_part(results: Tree, rates: Tree | None = None) -> str:
         f"{results['eval']['samples']:,} test images of `{results['eval']['dataset']}`. "
         "Minutes: training and evaluation of one seed.",
         table(heads, rows),
-        f"One row anew (VARIANT as in the table): `{results['command']} --only VARIANT --again`",
+        f"One row anew (VARIANT as in the table, without .average): `{results['command']} --only VARIANT --again`",
     ]
     if rates:
         parts += [f"Learning rates. {rates_text(rates)}", table(rate_heads(rates), rate_rows(rates))]

@@ -150,7 +150,8 @@ def _keeper(
     whole = plan
     if not plan.recipe.checks and seeds != list(plan.seeds):
         whole = plan_study(recipe, overrides, seeds, plan.root.parent, plan.root.name)
-    command = _command_line(recipe, overrides, None, name, "runs", None, None)  # for a reader
+    count = len(seeds) if seeds == list(range(len(seeds))) and set(seeds) != set(plan.recipe.seeds) else None
+    command = _command_line(recipe, overrides, count, name, "runs", None, None)  # for a reader
     return Keeper(folder, plan, whole, command, overrides, check)
 
 

@@ -151,6 +151,15 @@ def test_kept_results_stay_whole_when_fewer_seeds_or_variants_run(play: Play, ke
     assert (results["seeds"], len(results["rows"]), results["missing"]) == ([0, 1], 6, [])
 
 
+def test_the_kept_command_runs_the_seeds_that_are_kept(play: Play, kept: Path, tmp_path: Path) -> None:
+    play(keep=kept)
+    assert "--seeds" not in load(kept / "trio" / "results.json")["command"]  # the recipe's
+    play(keep=kept, seeds=2)
+    assert "--seeds 2" in load(kept / "trio" / "results.json")["command"]
+    play(keep=kept, seeds=[0, 3], runs=tmp_path / "elsewhere")
+    assert "--seeds" not in load(kept / "trio" / "results.json")["command"]  # no flag names 0, 1 and 3
+
+
 def test_other_settings_replace_what_was_kept(play: Play, kept: Path) -> None:
     play(keep=kept)
     old = load(kept / "trio" / "cells" / "ibot-s0" / "cell.json")["address"]

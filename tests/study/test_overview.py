@@ -91,7 +91,8 @@ def test_markdown_has_claims_scores_and_commands(kept: Path) -> None:
     assert "`ibotpp`: all tokens" in text
     assert "Test CPU" in text
     assert "`0123456789ab`" in text
-    assert "--only VARIANT --again" in text
+    assert "One row anew (VARIANT as in the table, without .average): `distill study" in text
+    assert "--seeds 3 --only VARIANT --again" in text
 
 
 def test_measured_interval_and_verdict_of_a_line(kept: Path) -> None:
