@@ -34,7 +34,7 @@ def expected_cache(config: Config) -> CachePlan | str | None:
 
 def _widths(config: Config, source: str) -> tuple[int | None, int | None]:
     """Channels kept of CLS and of a patch; as `TargetHeads.embedded_widths` of the teacher that a run opens."""
-    objective, own, features = config.objective, teacher_heads(source), describe(source).arch.width
+    objective, own, features = config.objective, teacher_heads(source), describe(source).features
     kind = check_heads(config, source, own)
     sizes = own.sizes if kind == "own" and own else config.heads
     bottleneck = features if kind == "fitted" else sizes.bottleneck  # fitted prototypes lie among the features

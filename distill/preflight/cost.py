@@ -144,7 +144,7 @@ def head_flops(config: Config, counts: Counts) -> float:
     flops = 0.0
     for model in counts.models:
         student, teacher = head_tokens(config, model)
-        weights = 2 * head_weights(model.arch.width, config.heads)
+        weights = 2 * head_weights(model.features, config.heads)
         flops += weights * (teacher if model.role == "teacher (frozen)" else 3 * student)
     if config.teacher.mode != "frozen" and counts.models:
         source = counts.models[-1 if config.teacher.mode == "cotrained" else 0]

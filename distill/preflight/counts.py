@@ -28,6 +28,7 @@ class Model:
     name: str
     role: str  # student, teacher (co-trained) or teacher (frozen)
     arch: Arch
+    features: int  # channels of its CLS and patches
     depth: int
     cls_tokens: int
     image: int
@@ -72,7 +73,7 @@ def count_sketch(config: Config, sketch: Sketch) -> Counts:
     if opened is not None:
         facts, heads = opened.facts, opened.heads
         sizes = (facts.image_parameters, facts.text_parameters, count(heads))
-        row = (facts.arch, facts.arch.depth, facts.cls_tokens, *sizes, 0, False, False)
+        row = (facts.arch, facts.features, facts.arch.depth, facts.cls_tokens, *sizes, 0, False, False)
         models.append(Model("teacher", "teacher (frozen)", *row))
         untrained += sum(sizes) + 1  # the temperature
         line = f"{facts.line()}  {heads_phrase(opened.prototypes)}"
@@ -112,7 +113,7 @@ def _describe(name: str, role: str, learner: Learner) -> Model:
 def _row(name: str, role: str, model: ImageTextModel, heads: nn.Module | None) -> Model:
     image = model.image
     sizes = (count(image), count(model.text), count(heads))
-    return Model(name, role, image.arch, image.depth, image.cls_tokens, *sizes, 0, False, False)
+    return Model(name, role, image.arch, image.width, image.depth, image.cls_tokens, *sizes, 0, False, False)
 
 
 def _text_tokens(config: Config) -> int:

@@ -94,7 +94,7 @@ def _learner(
     objective = config.objective
     model = students.build_model(student, config, tokenizer, device="meta")
     widths = feature_widths(
-        config, opened.facts.arch.width if opened else (before[0].model if before else model).image.width
+        config, opened.facts.features if opened else (before[0].model if before else model).image.width
     )
     with torch.device("meta"):
         distils = objective.cls.weight + objective.patch.weight > 0
@@ -144,9 +144,9 @@ def _frozen_teacher(config: Config, notes: list[str]) -> Frozen | None:
     with torch.device("meta"):
         heads: nn.Module | None = None
         if kind == "fitted":
-            heads = FittedHeads(facts.arch.width, config.heads.prototypes, config.heads.tied)
+            heads = FittedHeads(facts.features, config.heads.prototypes, config.heads.tied)
         elif kind is not None:
-            heads = Heads(facts.arch.width, sizes if kind == "own" and sizes is not None else config.heads)
+            heads = Heads(facts.features, sizes if kind == "own" and sizes is not None else config.heads)
     patch = students.parse_arch(config.students[0].arch).patch
     meeting = plan(config.views.global_size, patch, facts.patch, config.teacher.meet)
     return Frozen(facts, heads, prototypes, kind, meeting)

@@ -48,6 +48,7 @@ class SourceFacts:
     texts: str  # what it can do with texts, for people
     missing: str | None = None
     vocabulary: int | None = None  # of the tokenizer, where a student could take it over
+    projected: int | None = None  # channels that CLS and patches are projected to; None: they keep the trunk's width
     variant: str | None = None  # the released TIPS model it is, such as "TIPSv2 L/14"
     notes: tuple[str, ...] = ()  # what else is special about it, for people
 
@@ -58,6 +59,11 @@ class SourceFacts:
     @property
     def patch(self) -> int:
         return self.arch.patch
+
+    @property
+    def features(self) -> int:
+        """Channels of CLS and patches as the model gives them; `arch` is of the trunk."""
+        return self.projected or self.arch.width
 
     def line(self) -> str:
         """Source, hash, licence, normalisation, token layout, grid, parameters and notes, in one line."""

@@ -269,7 +269,7 @@ def _facts(source: str, name: str, tag: str, file: Path | None, pair: Any) -> So
         grid = None if visual.trunk.pos_embed is None else tuple(visual.trunk.patch_embed.grid_size)
         registers = visual.trunk.num_prefix_tokens - (visual.trunk.global_pool == "token")
     else:
-        arch, grid, registers = _clip_arch(name, visual), tuple(visual.grid_size), 0
+        arch, grid, registers = _clip_arch(name, visual.transformer, visual.patch_size[0]), tuple(visual.grid_size), 0
     tokenizer = config["text_cfg"].get("hf_tokenizer_name")
     of = f" (tokenizer {tokenizer}, fetched or cached; without it texts cannot be encoded)" if tokenizer else ""
     size = visual.image_size[0] if isinstance(visual.image_size, tuple) else visual.image_size
@@ -289,14 +289,14 @@ def _facts(source: str, name: str, tag: str, file: Path | None, pair: Any) -> So
         image_parameters=image,
         text_parameters=count(pair) - image,
         texts=f"text tower, {pair.vocab_size:,} tokens, {pair.context_length} a text{of}",
+        projected=config["embed_dim"],
         missing=None if found else missing_weights(source, repo, f"open_clip:{name}/{tag}@/path/weights.safetensors"),
         notes=(QUICK_GELU,) if quick_gelu else (),
     )
 
 
-def _clip_arch(name: str, visual: Any) -> Arch:
-    """open_clip's own tower as plain numbers: its width is that of the space it shares with texts."""
-    block = visual.transformer.resblocks[0]
-    mlp = block.mlp.c_fc.out_features
-    width, heads = visual.output_dim, block.attn.num_heads
-    return Arch(name, visual.patch_size[0], width, visual.transformer.layers, heads, mlp, "gelu", 0, 0)
+def _clip_arch(name: str, trunk: Any, patch: int) -> Arch:
+    """The blocks of open_clip's own tower as plain numbers."""
+    block = trunk.resblocks[0]
+    mlp, heads = block.mlp.c_fc.out_features, block.attn.num_heads
+    return Arch(name, patch, trunk.width, trunk.layers, heads, mlp, "gelu", 0, 0)

@@ -14,9 +14,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
+from distill.config.load import load_config
+from distill.config.schema import Config
 from distill.errors import UserError
 from distill.models.sources import describe, open_model
 from distill.models.sources import open_clip as source_module
+from distill.preflight import cache, probe
+from distill.preflight.sketch import sketch_models
 
 CLIP = {
     "embed_dim": 32,
@@ -69,6 +73,25 @@ def test_images_and_texts_are_encoded_as_by_open_clip(pair):
     torch.testing.assert_close(model.encode_text(texts), reference.encode_text(tokens))
     assert model.temperature.item() == pytest.approx(1 / reference.logit_scale.exp().item(), rel=1e-5)
     assert model.encode_text(texts).shape[-1] == cls.shape[-1]
+
+
+def test_the_facts_tell_the_width_of_the_trunk_from_that_of_its_features(pair):
+    name, _, file = pair
+    facts = describe(f"open_clip:{name}@{file}")
+    assert facts.arch.width == 64
+    assert facts.features == open_model(f"open_clip:{name}@{file}").model.image.width == (24 if "timm" in name else 32)
+    block = probe._block(facts.arch, False, Config())  # what `distill plan gpu=cpu` runs of a teacher
+    x = torch.rand(1, 5, 64)
+    assert block(x).shape == x.shape
+
+
+def test_what_is_kept_and_regressed_of_a_teacher_has_the_width_of_its_features(pair):
+    name, _, file = pair
+    source = f"open_clip:{name}@{file}"
+    config = load_config("distill/scenes_tiny_student", {"teacher.source": source, "data.scenes.count": 8}).config
+    heads, width = sketch_models(config).learners[0].heads, describe(source).features
+    assert (heads.features.out_features, heads.cls_features.out_features) == (width, width)
+    assert cache._widths(config, source) == (width, width)
 
 
 @torch.no_grad()
