@@ -101,8 +101,8 @@ class TimmTower(AdaptedTower):
         self.check_indices(indices)
         wanted = sorted(set(indices))
         found = self.trunk.forward_intermediates(
-            self.normalised(images), indices=wanted, norm=True, return_prefix_tokens=True, output_fmt="NLC",
-            intermediates_only=True,
+            self.normalised(images), indices=wanted, norm=True, output_fmt="NLC", intermediates_only=True,
+            return_prefix_tokens=self.prefix > 0,  # Eva fails where it is asked for those that there are not
         )  # fmt: skip
         outputs = {}
         for index, tokens in zip(wanted, found):

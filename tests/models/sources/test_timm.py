@@ -43,6 +43,7 @@ def tower_of(name: str, **changes) -> tuple[TimmTower, torch.nn.Module]:
         ("vit_small_patch16_dinov3.lvd1689m", "token"),  # EVA blocks, rotary positions, averages when asked for a class
         ("vit_base_patch16_siglip_224.v2_webli", "pooled"),
         ("vit_pe_core_base_patch16_224.fb", "pooled"),
+        ("vit_pe_core_gigantic_patch14_448.fb", "pooled"),  # no prefix at all
         ("vit_base_patch16_clip_224.openai", "token"),
         ("vit_base_patch16_radio_v3.c_radio", "token"),
     ],
