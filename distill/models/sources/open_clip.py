@@ -30,7 +30,7 @@ from distill.models.adapted import AdaptedModel, AdaptedText, AdaptedTower
 from distill.models.arch import Arch
 from distill.models.sources.base import QUICK_GELU, OpenedModel, SourceFacts, Trained, count, files_hash, need_tag
 from distill.models.sources.hub import cached_file, fetch_failed, missing_weights
-from distill.models.sources.timm import TimmTower, arch_of, check_patches
+from distill.models.sources.timm import TimmTower, arch_of, check_trunk
 from distill.models.tokenizers.open_clip import OpenClipTokenizer
 from distill.models.vision import ImageOutput
 from distill.models.weights import read_weights, shorten
@@ -163,7 +163,7 @@ def _check_tower(source: str, visual: Any) -> None:
     by_timm = isinstance(own, timm.models.VisionTransformer | timm.models.Eva)
     by_token = type(own) is VisionTransformer and own.attn_pool is None and own.pool_type == "tok"
     if by_timm:
-        check_patches(source, own)
+        check_trunk(source, own)
     elif not by_token or own.final_ln_after_pool:
         raise UserError(
             f"{source}: the image tower {type(own).__name__} has no patch tokens that are known here. Allowed: vision "

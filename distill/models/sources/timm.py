@@ -172,11 +172,26 @@ def own_token(trunk: Any) -> bool:
 
 
 def patch_of(trunk: Any) -> int:
-    """The side of a patch in pixels, of a model that `check_patches` lets through."""
+    """The side of a patch in pixels, of a model that `check_trunk` lets through."""
     return trunk.patch_embed.patch_size[0]
 
 
-def check_patches(source: str, trunk: Any) -> None:
+def check_trunk(source: str, trunk: Any) -> None:
+    """`UserError` for a model of timm with patches or blocks that are not known here."""
+    _check_patches(source, trunk)
+    strange = next((block for block in trunk.blocks if not _is_ordinary(block)), None)
+    if strange is not None:
+        raise UserError(
+            f"{source}: its blocks, {type(strange).__name__}, are not known here. Allowed: vision transformers whose "
+            f"blocks have attention and then an MLP, such as timm:vit_base_patch16_dinov3.lvd1689m."
+        )
+
+
+def _is_ordinary(block: nn.Module) -> bool:
+    return hasattr(block, "attn") and hasattr(getattr(block, "mlp", None), "fc2")
+
+
+def _check_patches(source: str, trunk: Any) -> None:
     """`UserError` unless a patch is a square of pixels: hybrids count their patches in cells of a convolutional net."""
     embed, sides = trunk.patch_embed, tuple(trunk.patch_embed.patch_size)
     plain = isinstance(embed, PatchEmbed) and isinstance(embed.proj, nn.Conv2d) and sides[0] == sides[1]
@@ -219,7 +234,7 @@ def _build(source: str, name: str, **weights: Any) -> VisionTransformer | Eva:
         raise _no_patches(source, name) from error
     if not isinstance(trunk, VisionTransformer | Eva):
         raise _no_patches(source, name)
-    check_patches(source, trunk)
+    check_trunk(source, trunk)
     return trunk
 
 

@@ -242,6 +242,7 @@ def test_weights_that_are_not_here_say_where_and_how(monkeypatch, tmp_path):
         ("vit_small_patch14_dinov2.nope", "unknown tag in .*Allowed: vit_small_patch14_dinov2.lvd142m"),
         ("resnet18.a1_in1k", "no vision transformer with patch tokens"),
         ("vit_tiny_r_s16_p8_224.augreg_in21k", "its patches, by HybridEmbed, are no squares of pixels side by side"),
+        ("vit_pwee_patch16_reg1_gap_256.sbb_in1k", "its blocks, ParallelScalingBlock, are not known here"),
         ("test_vit", "knows no weights of test_vit|its weights are not on this machine"),
     ],
 )
