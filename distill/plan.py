@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.preflight.plan import Plan
+    from distill.preflight.plan import Plan, Way
 
 HELP = "work out memory, step time and days of a recipe on given devices"
 TEXT = """Work out memory, step time, tokens and days of a recipe on given devices.
@@ -56,8 +56,8 @@ def lines(plan: Plan) -> list[str]:
     found.append(f"  {cost.flops * plan.steps:.3g} operations, {_time(plan.days * 86400)}" + _device_time(plan))
     found += ["", f"Bound by: {max(plan.parts, key=lambda name: plan.parts[name])}"]
     if not plan.fits:
-        found += ["", "To make it fit, the quickest first" if plan.ways else "Not one image at a time fits."]
-        found += [f"  {' '.join(w.settings)}: {_gib(w.memory)}, {_time(w.seconds)} a step" for w in plan.ways]
+        found += ["", _ways_title(plan)]
+        found += [f"  {' '.join(way.settings)}: {_gib(way.memory)}{_step_time(way)}" for way in plan.ways]
     return found + (["", "Notes", *(f"  {note}" for note in plan.notes)] if plan.notes else [])
 
 
@@ -66,6 +66,16 @@ def _shares(parts: dict[str, float]) -> list[tuple[str, float, float]]:
     total = sum(parts.values())
     ranked = sorted(parts.items(), key=lambda item: -item[1])
     return [(name, value, value / total) for name, value in ranked if value >= 0.005 * total]
+
+
+def _ways_title(plan: Plan) -> str:
+    if not plan.ways:
+        return "Not one image at a time fits."
+    return "To make it fit" if plan.ways[0].seconds is None else "To make it fit, the quickest first"
+
+
+def _step_time(way: Way) -> str:
+    return "" if way.seconds is None else f", {_time(way.seconds)} a step"
 
 
 def _device_time(plan: Plan) -> str:

@@ -86,7 +86,7 @@ def count_sketch(config: Config, sketch: Sketch) -> Counts:
         averaged=_averaged(config, learners) + spare,
         frozen=untrained,
         vocabulary=sketch.tokenizer.vocabulary,
-        text_tokens=_text_tokens(config),
+        text_tokens=text_tokens(config),
         notes=notes,
         spare=spare,
         teacher=line,
@@ -116,8 +116,8 @@ def _row(name: str, role: str, model: ImageTextModel, heads: nn.Module | None) -
     return Model(name, role, image.arch, image.width, image.depth, image.cls_tokens, *sizes, 0, False, False)
 
 
-def _text_tokens(config: Config) -> int:
-    """`text.context`, or on a CPU, which drops what is padding in the whole batch, the batch's longest caption.
+def text_tokens(config: Config) -> int:
+    """A caption's length in a batch: `text.context`, or on a CPU, which drops what all pad, its longest caption.
 
     That is known for scenes and the word tokenizer alone: the mean over CLS tokens of the quantile 1 - 1 / batch.
     """

@@ -16,7 +16,7 @@ from distill.config.schema import Config
 from distill.cores import threads_each
 from distill.errors import UserError
 from distill.preflight.cost import Cost, images_at_once, step_cost
-from distill.preflight.counts import Counts, count_models
+from distill.preflight.counts import Counts, count_models, text_tokens
 from distill.preflight.hardware import CPU, RESERVED, Device, find_gpu
 from distill.preflight.memory import CHECKPOINTING, Layout
 from distill.preflight.probe import cpu_seconds
@@ -34,7 +34,7 @@ class Way:
 
     settings: list[str]
     memory: float  # bytes on each device
-    seconds: float  # an optimiser step
+    seconds: float | None  # an optimiser step; None on a CPU, which is not probed again
 
 
 @dataclass
@@ -139,6 +139,8 @@ def plan_on_cpu(resolved: Resolved, counts: Counts) -> Plan:
         plan.parts = cpu_seconds(config, counts, plan.cost.passes, precision)
     finally:
         torch.set_num_threads(before)
+    if not plan.fits:
+        plan.ways = ways_to_fit(config, counts, precision, None, plan.capacity)
     if config.train.devices > 1:
         plan.notes.append("exchange between processes is not counted on a CPU")
     return plan
@@ -166,11 +168,11 @@ def _plan(resolved: Resolved, counts: Counts, precision: str, device: str, sourc
     )
 
 
-def ways_to_fit(config: Config, counts: Counts, precision: str, device: Device, capacity: float) -> list[Way]:
+def ways_to_fit(config: Config, counts: Counts, precision: str, device: Device | None, capacity: float) -> list[Way]:
     """For each kind of checkpointing, with whole and with spread weights, the fewest micro-batches that fit.
 
     Settings say all that must be added to the recipe, so `none` and `ddp` too where it has something else. The quickest
-    first, at most three; empty when not even one image at a time fits.
+    first, or on a CPU (no `device`) the shortest; at most three, none when not even one image at a time fits.
     """
     strategies = ("ddp", "fsdp") if config.train.devices > 1 else (config.train.strategy,)
     found: list[Way] = []
@@ -179,22 +181,37 @@ def ways_to_fit(config: Config, counts: Counts, precision: str, device: Device, 
             way = _fewest_micro_batches(config, counts, precision, device, strategy, kind, capacity)
             if way is not None:
                 found.append(way)
-    return sorted(found, key=lambda way: (round(math.log(way.seconds), 2), len(way.settings)))[:3]  # to 1 % of the time
+    return sorted(found, key=_rank)[:3]
+
+
+def _rank(way: Way) -> tuple[float, int]:
+    """Time, to 1 %, then length."""
+    return 0.0 if way.seconds is None else round(math.log(way.seconds), 2), len(way.settings)
 
 
 def _fewest_micro_batches(
-    config: Config, counts: Counts, precision: str, device: Device, strategy: str, checkpointing: str, capacity: float
+    config: Config,
+    counts: Counts,
+    precision: str,
+    device: Device | None,
+    strategy: str,
+    checkpointing: str,
+    capacity: float,
 ) -> Way | None:
     images = config.train.batch // config.train.devices
     for accumulate in (n for n in range(config.train.accumulate, images + 1) if images % n == 0):
         train = replace(config.train, accumulate=accumulate, strategy=strategy, checkpointing=checkpointing)
         changed = replace(config, train=train)
+        counts = replace(counts, text_tokens=text_tokens(changed))
         cost = step_cost(changed, counts, precision)
         if cost.total_memory <= capacity:
             if _errors(changed) - _errors(config):
                 return None
-            parts = gpu_seconds(changed, counts, cost.passes, precision, device, Layout.of(changed))
-            return Way(_settings(config, changed), cost.total_memory, sum(parts.values()))
+            seconds = None
+            if device is not None:
+                parts = gpu_seconds(changed, counts, cost.passes, precision, device, Layout.of(changed))
+                seconds = sum(parts.values())
+            return Way(_settings(config, changed), cost.total_memory, seconds)
     return None
 
 

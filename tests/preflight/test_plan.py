@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -129,6 +130,23 @@ def test_a_cpu_is_probed_with_the_threads_of_the_run(monkeypatch, capsys):
     assert "Bound by: blocks" in out
     assert "4.2 min" in out  # 250 s
     assert "of the peak" not in out
+
+
+def test_on_a_cpu_too_settings_are_named_that_fit(monkeypatch, capsys):
+    words = [*TINY, "gpu=cpu", "train.precision=fp32"]
+    monkeypatch.setattr(plan_module, "cpu_seconds", lambda *_: {"blocks": 2.0})
+    whole, half = (
+        make_plan("pretrain/scenes_tiny", [*words, *more])[0].cost.total_memory for more in ([], ["train.accumulate=2"])
+    )
+    assert half < whole
+
+    def said(free: float) -> str:
+        monkeypatch.setattr(plan_module.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+        assert cli.main(["plan", "pretrain/scenes_tiny", *words]) == 1
+        return capsys.readouterr().out
+
+    assert f"To make it fit\n  train.accumulate=2: {half / 2**20:.0f} MiB\n" in said(half)
+    assert "Not one image at a time fits." in said(1000)
 
 
 def test_check_and_plan_agree(capsys):
