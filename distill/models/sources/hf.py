@@ -9,13 +9,14 @@ repository is fetched where there is a network and it is not cached. Other model
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
+from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
 from distill.errors import UserError
@@ -40,6 +41,10 @@ VISION, TEXT = "vision_encoder.", "text_encoder."
 ACTIVATIONS = {"gelu": "erf", "gelu_pytorch_tanh": "tanh"}
 # names that versions of transformers wrote for the same array
 _ALIASES = {"vision_model.": VISION, "text_model.": TEXT}
+_NEEDED = {  # what is said of a folder or repository without it
+    CONFIG: "give the folder of a model that transformers saved",
+    WEIGHTS: "PyTorch pickles are not read; save it as safetensors",
+}
 _MLP_ALIASES = {".mlp.c_fc.": ".mlp.fc1.", ".mlp.c_proj.": ".mlp.fc2."}
 
 
@@ -90,28 +95,23 @@ def _find(source: str, where: str, fetch: bool) -> _Folder | None:
         raise UserError(f"No folder at {root}. Give a folder with {CONFIG} and {WEIGHTS}, or a repository OWNER/NAME.")
 
     def get(name: str, needed: bool = False) -> Path | None:
+        """The file, or None; where it is `needed`, None only for what could still be fetched."""
         if local:
-            return root / name if (root / name).is_file() else None
-        found = cached_file(where, [name])
-        if found is not None or not fetch:
-            return found
-        try:
-            return Path(hf_hub_download(where, name))
-        except Exception as error:  # network, hub and cache raise many types
-            if needed:
-                raise fetch_failed(source, where, "hf:/path/to/folder", error) from error
-            return None
+            found = root / name if (root / name).is_file() else None
+        else:
+            found = cached_file(where, [name])
+        if found is None and not local and fetch:
+            found = _fetched(source, where, name, needed)
+        if found is None and needed and (local or fetch):
+            raise UserError(f"{root} has no {name}: {_NEEDED.get(name, f'{INDEX} names it. Get it again')}.")
+        return found
 
     config = get(CONFIG, needed=True)
     if config is None:
-        if local:
-            raise UserError(f"{root} has no {CONFIG}: give the folder of a model that transformers saved.")
         return None
     content = _config(config)
     weights = _weights(get)
     if not weights:
-        if local:
-            raise UserError(f"{root} has no {WEIGHTS}: PyTorch pickles are not read; save it as safetensors.")
         return None
     tokenizer = next((path for name in TOKENIZERS if (path := get(name)) is not None), None)
     preprocessor = get(PREPROCESSOR)
@@ -119,16 +119,23 @@ def _find(source: str, where: str, fetch: bool) -> _Folder | None:
     return _Folder(content, said, weights, tokenizer, _licence(get("README.md")))
 
 
-def _weights(get: Any) -> list[Path]:
-    """The one file of weights, or the shards that an index names."""
-    one = get(WEIGHTS)
-    if one is not None:
-        return [one]
-    index = get(INDEX)
-    if index is None:
-        return []
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    return [path for name in names if (path := get(name)) is not None]
+def _fetched(source: str, repo: str, name: str, needed: bool) -> Path | None:
+    """A file from the hub; None where the repository has none, and where one that is not `needed` cannot be had."""
+    try:
+        return Path(hf_hub_download(repo, name))
+    except Exception as error:  # network, hub and cache raise many types
+        absent = isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError)
+        if needed and not absent:
+            raise fetch_failed(source, repo, "hf:/path/to/folder", error) from error
+        return None
+
+
+def _weights(get: Callable[..., Path | None]) -> list[Path]:
+    """The one file of weights, or the shards that an index names; empty where not all are here and none is fetched."""
+    index = None if get(WEIGHTS) else get(INDEX)
+    names = [WEIGHTS] if index is None else sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    files = [path for name in names if (path := get(name, needed=True)) is not None]
+    return files if len(files) == len(names) else []
 
 
 def _json(path: Path) -> dict[str, Any]:
