@@ -21,6 +21,7 @@ import open_clip
 import timm
 import torch
 from open_clip.timm_model import TimmModel
+from open_clip.tokenizer import DEFAULT_CONTEXT_LENGTH
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,7 +49,7 @@ def open_source(source: str, where: str) -> OpenedModel:
     tower = as_tower(source, name, pair.visual, facts.mean, facts.std)
     tokenizer = _tokenizer(name)
     temperature = float(pair.logit_scale.detach().exp().reciprocal())
-    model = AdaptedModel(tower, facts.image_size, ClipText(pair), tokenizer, temperature)
+    model = AdaptedModel(tower, facts.image_size, ClipText(pair, _context(name)), tokenizer, temperature)
     return OpenedModel(source, model, facts)
 
 
@@ -56,7 +57,7 @@ def describe_source(source: str, where: str) -> SourceFacts:
     name, tag, file = _parts(source, where)
     if file is not None and not file.is_file():
         raise UserError(f"No weights at {file}, which {source} names. Give the path of a checkpoint of {name}.")
-    return _facts(source, name, tag, file, _shape(name, tag))
+    return _facts(source, name, tag, file, _shape(source, name, tag))
 
 
 class ClipTower(AdaptedTower):
@@ -137,9 +138,9 @@ class ClipTimmTower(TimmTower):
 class ClipText(AdaptedText):
     """The text tower of a pair. Which tokens are real is the model's own business: `valid` is not read."""
 
-    def __init__(self, pair: Any):
+    def __init__(self, pair: Any, context: int):
         super().__init__()
-        self.context, self.vocabulary = pair.context_length, pair.vocab_size
+        self.context, self.vocabulary = context, pair.vocab_size
         pair.visual = nn.Identity()  # the image tower lives elsewhere
         self.pair = pair
         self.width = 0
@@ -222,20 +223,36 @@ def _build(name: str, tag: str, **how: Any) -> Any:
         return open_clip.create_model(name, force_quick_gelu=_trained(name, tag).quick_gelu, **how)
 
 
-def _shape(name: str, tag: str) -> Any:
+def _shape(source: str, name: str, tag: str) -> Any:
     """The pair without weights, on the meta device."""
-    with torch.device("meta"), _quiet():
-        return _build(name, tag, load_weights=False, device="meta", pretrained_text=False)
+    try:
+        with torch.device("meta"), _quiet():
+            return _build(name, tag, load_weights=False, device="meta", pretrained_text=False)
+    except Exception as error:  # network, cache and hub raise many types
+        text = open_clip.get_model_config(name)["text_cfg"].get("hf_model_name")
+        if text is None:
+            raise
+        raise UserError(
+            f"{source}: its text tower is {text} of Hugging Face, whose configuration is not in this machine's cache; "
+            f"it is fetched where there is a network (or by: hf download {text} config.json). "
+            f"The attempt ended with: {shorten(error, 160)}."
+        ) from error
+
+
+def _context(name: str) -> int:
+    """Tokens of a text as open_clip pads it; a tower of Hugging Face itself says how many positions it has."""
+    return open_clip.get_model_config(name)["text_cfg"].get("context_length", DEFAULT_CONTEXT_LENGTH)
 
 
 def _create(source: str, name: str, tag: str, file: Path | None) -> Any:
     if file is not None:
         read_weights(file)  # refuses what is damaged before open_clip reads it
+    _check_tower(source, _shape(source, name, tag).visual)  # before anything is fetched
+    if file is not None:
         try:
             return _build(name, tag, pretrained=str(file))
         except (RuntimeError, KeyError, ValueError, AssertionError) as error:
             raise UserError(f"{file} does not fit {name}: {shorten(error)}. Give the file of this model.") from error
-    _check_tower(source, _shape(name, tag).visual)  # before anything is fetched
     try:
         return _build(name, tag, pretrained=tag)
     except Exception as error:  # network, cache and hub raise many types
@@ -288,7 +305,7 @@ def _facts(source: str, name: str, tag: str, file: Path | None, pair: Any) -> So
         image_size=size // arch.patch * arch.patch,
         image_parameters=image,
         text_parameters=count(pair) - image,
-        texts=f"text tower, {pair.vocab_size:,} tokens, {pair.context_length} a text{of}",
+        texts=f"text tower, {pair.vocab_size:,} tokens, {_context(name)} a text{of}",
         projected=config["embed_dim"],
         missing=None if found else missing_weights(source, repo, f"open_clip:{name}/{tag}@/path/weights.safetensors"),
         notes=(QUICK_GELU,) if quick_gelu else (),

@@ -203,6 +203,41 @@ def test_a_class_token_is_a_register_only_where_patches_are_pooled(tmp_path, poo
 
 
 @pytest.fixture
+def foreign(tmp_path):
+    """The name of a pair whose text tower is one of Hugging Face."""
+    text = {"hf_model_name": "someone/roberta", "hf_tokenizer_name": "someone/roberta", "hf_pooler_type": "mean_pooler"}
+    (tmp_path / "small-foreign.json").write_text(json.dumps({**CLIP, "text_cfg": text}))
+    open_clip.add_model_config(tmp_path / "small-foreign.json")
+    return "small-foreign"
+
+
+def test_a_text_tower_of_hugging_face_that_is_not_here_is_named(foreign, tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no connection")
+
+    file = tmp_path / "weights.safetensors"
+    save_file({"logit_scale": torch.zeros(())}, file)
+    monkeypatch.setattr(open_clip, "create_model", offline)
+    for look in (describe, open_model):
+        with pytest.raises(UserError, match=r"text tower is someone/roberta .*hf download .*ended with: no connection"):
+            look(f"open_clip:{foreign}@{file}")
+
+
+def test_texts_of_a_tower_of_hugging_face_have_the_length_that_open_clip_pads_to(foreign, tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'everypatch[hf]'")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.RobertaConfig(vocab_size=50, max_position_embeddings=514, **sizes)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: config)
+    pair = open_clip.create_model(foreign, load_weights=False, pretrained_text=False)
+    file = tmp_path / "weights.safetensors"
+    save_file({key: value.contiguous() for key, value in pair.state_dict().items()}, file)
+    monkeypatch.setattr(source_module, "_tokenizer", lambda name: None)
+    opened = open_model(f"open_clip:{foreign}@{file}")
+    assert opened.model.text.context == 77
+    assert "50 tokens, 77 a text" in opened.facts.line()
+
+
+@pytest.fixture
 def tagged(tmp_path, monkeypatch):
     """(a pair that was made with QuickGELU, its file): open_clip knows its weights as quick/said, by a name without."""
     for name, more in (("quick", {}), ("quick-explicitly", {"quick_gelu": True})):
@@ -260,7 +295,7 @@ def test_every_pair_has_the_activation_that_its_tag_or_name_says(monkeypatch):
         assert source_module._trained(name, tag).quick_gelu == expected, f"{name}/{tag}"
         own = isinstance(config["vision_cfg"].get("layers"), int) and "hf_model_name" not in config["text_cfg"]
         if own and (name, expected) not in built:
-            modules = source_module._shape(name, tag).modules()
+            modules = source_module._shape(f"open_clip:{name}/{tag}", name, tag).modules()
             built[name, expected] = {type(module) for module in modules if isinstance(module, QuickGELU | nn.GELU)}
     assert all(found == {QuickGELU if quick else nn.GELU} for (_, quick), found in built.items()), built
     assert sum(quick for _, quick in built) > 12
