@@ -73,29 +73,29 @@ def sketch_models(config: Config) -> Sketch:
         settle(config, has_heads=False)
     opened = _frozen_teacher(config, notes) if frozen else None
     tokenizer = _tokenizer(config, opened, notes)
-    learners: list[Learner] = []
-    for student in config.students:
-        learners.append(_learner(student, config, tokenizer, config.objective.patch.tokens, opened, learners))
+    widths = feature_widths(config, _teacher_width(config, opened))
+    tokens = config.objective.patch.tokens
+    learners = [_learner(student, config, tokenizer, tokens, widths) for student in config.students]
     if config.teacher.mode == "cotrained":
         assert config.teacher.arch is not None
         teacher = StudentConfig(name="teacher", arch=config.teacher.arch, depth=config.teacher.depth)
-        learners.append(_learner(teacher, config, tokenizer, config.teacher.tokens, opened, learners))
+        learners.append(_learner(teacher, config, tokenizer, config.teacher.tokens, widths))
     return Sketch(learners, tokenizer, opened, notes)
 
 
+def _teacher_width(config: Config, opened: Frozen | None) -> int:
+    """Channels of the features that are regressed, as in a run; a student's where the teacher is still to be given."""
+    if opened is not None:
+        return opened.facts.features
+    arch = config.teacher.arch if config.teacher.mode == "cotrained" else None
+    return students.parse_arch(arch or config.students[0].arch).width
+
+
 def _learner(
-    student: StudentConfig,
-    config: Config,
-    tokenizer: Any,
-    tokens: str,
-    opened: Frozen | None,
-    before: list[Learner],
+    student: StudentConfig, config: Config, tokenizer: Any, tokens: str, widths: tuple[int | None, int | None]
 ) -> Learner:
     objective = config.objective
     model = students.build_model(student, config, tokenizer, device="meta")
-    widths = feature_widths(
-        config, opened.facts.features if opened else (before[0].model if before else model).image.width
-    )
     with torch.device("meta"):
         distils = objective.cls.weight + objective.patch.weight > 0
         heads = Heads(model.image.width, config.heads, *widths) if distils else None

@@ -10,6 +10,7 @@ from distill.errors import UserError
 from distill.models.loading import save_model
 from distill.models.sources.file import save_safetensors
 from distill.preflight.report import preflight
+from distill.preflight.sketch import sketch_models
 from distill.training.assemble import assemble
 from distill.training.learner_io import learner_state
 from distill.training.stage import start_stage
@@ -130,6 +131,21 @@ def test_what_fits_is_no_problem(first, monkeypatch, changes):
     resolved = load_config(*recipe(changes))
     assert preflight(resolved).problems == resolved.warnings == []
     run(changes)
+
+
+def test_a_stage_of_a_wider_co_trained_teacher_fits_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    changes = {"teacher.mode": "cotrained", "teacher.arch": "S/8", "teacher.depth": 1}
+    changes |= {f"objective.{part}.target": "features" for part in ("cls", "patch")}
+    config = load_config(*recipe(changes)).config
+    built = assemble(config, CAPTIONS).distiller
+    sketched = sketch_models(load_config(*recipe(changes)).config).learners
+    for learner, outline in zip([built.students["student"], built.teacher_learner], sketched):
+        shapes, theirs = ({n: v.shape for n, v in one.heads.state_dict().items()} for one in (learner, outline))
+        assert shapes == theirs
+    students, teacher = {"student": learner_state(built.students["student"])}, learner_state(built.teacher_learner)
+    torch.save({"students": students, "teacher": {"mode": "cotrained"}, "teacher_learner": teacher}, "wide.pt")
+    assert checked(changes | {"train.stage_from": "wide.pt"}) == []
 
 
 def test_each_student_that_does_not_fit_is_named(first, monkeypatch):
