@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from distill.errors import UserError
+from distill.models.vision import NORM_EPS
 from distill.training.learner import Learner
 
 
@@ -24,9 +25,11 @@ def learner_state(learner: Learner) -> dict[str, Any]:
 def load_learner(learner: Learner, saved: dict[str, Any], where: str) -> None:
     """Puts what `learner_state` gave into a learner of the same shapes. `where` opens the message of a UserError.
 
-    Raises UserError where weights have other shapes, or would mean something else: another tokenizer, another GELU.
+    The text tower's epsilon belongs to its weights (TIPS has another), so it comes with them. Raises UserError where
+    weights have other shapes, or would mean something else: another tokenizer, another GELU.
     """
     _refuse_other_meaning(learner.model.spec(), saved["spec"], where)
+    learner.model.text.set_norm_eps(saved["spec"]["text"].get("norm_eps", NORM_EPS))
     try:
         learner.model.load_state_dict(saved["weights"])
         if learner.heads is not None and saved["heads"] is not None:
@@ -45,7 +48,6 @@ def _refuse_other_meaning(now: dict[str, Any], then: dict[str, Any], where: str)
             f"{where} has another tokenizer, so its embeddings mean other words. Set text.tokenizer to the one that it "
             f"was trained with; words builds its vocabulary from data.* and captions.*, so those count too."
         )
-    for tower, key, name in (("vision", "gelu", "vision.gelu"), ("text", "norm_eps", "the text tower's epsilon")):
-        was, here = then[tower].get(key), now[tower].get(key)
-        if was != here:
-            raise UserError(f"{where} was trained with {name} {was}, here it is {here}.")
+    was, here = then["vision"].get("gelu"), now["vision"].get("gelu")
+    if was != here:
+        raise UserError(f"{where} was trained with vision.gelu {was}, here it is {here}.")

@@ -31,6 +31,7 @@ class Spare:
     def restart(self, saved: dict[str, Tensor] | None) -> None:
         """Goes on from a saved average, or starts again from the student where there is none."""
         self.model.load_state_dict(self.student.state_dict() if saved is None else saved)
+        self.model.text.set_norm_eps(self.student.text.norm_eps)  # loaded with the student's weights
 
     def shard(self, mesh: Any) -> None:
         """Spreads it over the ranks of `mesh` as its student is: each rank moves the slices that it holds of both."""

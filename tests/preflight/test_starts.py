@@ -148,6 +148,20 @@ def test_a_stage_of_a_wider_co_trained_teacher_fits_itself(tmp_path, monkeypatch
     assert checked(changes | {"train.stage_from": "wide.pt"}) == []
 
 
+def test_the_epsilon_of_a_text_tower_comes_with_its_weights(first, monkeypatch):
+    monkeypatch.chdir(first)
+    saved = torch.load("run.pt")
+    saved["students"]["student"]["spec"]["text"]["norm_eps"] = 1e-5  # as after a start from TIPS
+    torch.save(saved, "tips.pt")
+    changes = {"train.stage_from": "tips.pt", "students.0.ema": 0.9}
+    assert checked(changes) == []
+    config = load_config(*recipe(changes)).config
+    built = assemble(config, CAPTIONS)
+    start_stage(built, config)
+    for model in (built.distiller.student("student").model, built.spares["student"].model):
+        assert model.text.config()["norm_eps"] == model.text.norm.eps == 1e-5
+
+
 def test_each_student_that_does_not_fit_is_named(first, monkeypatch):
     monkeypatch.chdir(first)
     students = [{"name": "a", "arch": "tiny/8", "depth": 2}, {"name": "b", "arch": "S/8", "depth": 2}]
