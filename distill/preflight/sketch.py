@@ -17,6 +17,7 @@ from distill.data.sources import caption_texts, open_source
 from distill.errors import UserError
 from distill.models.joint_heads import Heads
 from distill.models.sources import SourceFacts, describe
+from distill.models.sources.hub import NotHere
 from distill.models.tokenizers import build_tokenizer
 from distill.training.assemble import check_words
 from distill.training.learner import Learner, freeze_unused
@@ -58,7 +59,7 @@ class Sketch:
 
     learners: list[Learner]
     tokenizer: Any  # a `Tokenizer` or `OnlySize`
-    opened: Frozen | None  # the frozen teacher, where there is one and it is given
+    opened: Frozen | None  # the frozen teacher, where there is one, given and here
     notes: list[str]
 
 
@@ -136,11 +137,15 @@ def _frozen_teacher(config: Config, notes: list[str]) -> Frozen | None:
     if source is None or source == MISSING:
         notes.append("the frozen teacher is still to be given: it is not counted")
         return None
-    facts = describe(source)
     own = teacher_heads(source)
     sizes = None if own is None else own.sizes
     prototypes = 0 if sizes is None else sizes.prototypes
     kind = check_heads(config, source, own)
+    try:
+        facts = describe(source)
+    except NotHere as error:
+        notes.append(f"{error} Until then the teacher is not counted.")
+        return None
     with torch.device("meta"):
         heads: nn.Module | None = None
         if kind == "fitted":

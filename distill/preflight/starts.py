@@ -13,6 +13,7 @@ from distill.errors import UserError
 from distill.models.outline import Outline, outline
 from distill.models.pair import ImageTextModel
 from distill.models.sources import SourceFacts, describe
+from distill.models.sources.hub import NotHere
 from distill.models.text import TextTower
 from distill.models.tokenizers import load_tokenizer
 from distill.preflight.sketch import OnlySize, Sketch
@@ -47,6 +48,8 @@ def _describe(config: Config) -> tuple[dict[str, SourceFacts], list[str], list[s
         try:
             found[source] = facts = found.get(source) or describe(source)
             warnings += [f"{key}: {facts.missing}"] if facts.missing else []
+        except NotHere as error:
+            warnings.append(f"{key}: {error}")
         except UserError as error:
             problems.append(f"{key}: {error}")
     return found, warnings, problems
@@ -103,6 +106,8 @@ def _stage(config: Config, sketch: Sketch | None) -> Iterator[str]:
         return
     for student, learner in zip(config.students, sketch.learners):
         entry = saved["students"].get(student.name)
+        if entry is not None and config.teacher.mode == "frozen" and sketch.opened is None:
+            entry["heads"] = None  # not compared: some have the width of a teacher that is not known yet
         if entry is not None and isinstance(learner.model.tokenizer, OnlySize):
             learner.model.tokenizer = load_tokenizer(entry["spec"]["tokenizer"])  # a frozen teacher's, by its size
         try:

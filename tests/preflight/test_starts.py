@@ -185,6 +185,25 @@ def test_what_is_still_to_be_given_is_not_compared():
     assert checked(open_values) == []
 
 
+def test_what_a_run_would_fetch_is_no_problem(first, monkeypatch):
+    monkeypatch.chdir(first)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(first / "cache"))
+    source, saved = "hf:google/tipsv2-b14", torch.load("run.pt")
+    for name in ("features", "cls_features"):  # a first stage with that teacher, of 768 channels
+        maps = {f"{name}.weight": torch.zeros(768, 128), f"{name}.bias": torch.zeros(768)}
+        saved["students"]["student"]["heads"] |= maps
+    torch.save(saved, "regressed.pt")
+    changes = {TEACHER: source, "text.init": "teacher", "train.stage_from": "regressed.pt"}
+    report = preflight(load_config(*recipe(changes)))
+    (note,) = report.counts.notes
+    assert report.problems == report.warnings == []
+    assert note.startswith(f"{source}: its weights are not on this machine; looked for google/tipsv2-b14 in the cache")
+    report = preflight(load_config(*recipe({INIT: source})))
+    (warning,) = report.warnings
+    assert report.problems == [] and warning.startswith(f"students.0.init: {source}: its weights are not on this")
+
+
 def test_the_words_of_the_first_stage_are_counted(first, monkeypatch):
     monkeypatch.chdir(first)
     report = preflight(load_config(*recipe({"train.stage_from": "run.pt"})))

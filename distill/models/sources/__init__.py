@@ -39,7 +39,8 @@ def open_model(source: str | Path) -> OpenedModel:
 def describe(source: str | Path) -> SourceFacts:
     """The facts of `source` without building its weights, and without network; `.missing` where weights are not here.
 
-    Raises UserError as `open_model`, but not for weights that a registry could supply.
+    Raises UserError as `open_model`, but not for weights that a registry could supply; of hf:, where the files
+    themselves say the shape, NotHere.
     """
     module, where = _place(source)
     facts: SourceFacts = module.describe_source(str(source), where)

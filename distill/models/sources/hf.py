@@ -26,7 +26,7 @@ from distill.models.npz import mismatches
 from distill.models.pair import ImageTextModel
 from distill.models.positions import sinusoids
 from distill.models.sources.base import NO_NORMALISATION, OpenedModel, SourceFacts, count, files_hash
-from distill.models.sources.hub import cached_file, fetch_failed, missing_weights
+from distill.models.sources.hub import NotHere, cached_file, fetch_failed, missing_weights
 from distill.models.text import TextTower
 from distill.models.tokenizers import Tokenizer
 from distill.models.tokenizers.hf import HfTokenizer
@@ -81,7 +81,7 @@ def open_source(source: str, where: str) -> OpenedModel:
 def describe_source(source: str, where: str) -> SourceFacts:
     folder = _find(source, where, fetch=False)
     if folder is None:
-        raise UserError(
+        raise NotHere(
             f"{missing_weights(source, where, 'hf:/path/to/folder')} (with {CONFIG}, {WEIGHTS} and a tokenizer)."
         )
     return _facts(source, where, folder, _towers(folder))

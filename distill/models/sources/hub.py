@@ -11,6 +11,10 @@ from distill.errors import UserError
 from distill.models.weights import shorten
 
 
+class NotHere(UserError):
+    """A model of which nothing is known until it is fetched, as it will be when it is opened."""
+
+
 def cached_file(repo: str | None, names: Sequence[str]) -> Path | None:
     """The first of the files `names` of a Hugging Face repository that is in this machine's cache."""
     if not repo:
