@@ -16,6 +16,7 @@ from distill.models.sources import SourceFacts, describe
 from distill.models.sources.hub import NotHere
 from distill.models.text import TextTower
 from distill.models.tokenizers import load_tokenizer
+from distill.models.tokenizers.words import WordsTokenizer
 from distill.preflight.sketch import OnlySize, Sketch
 from distill.training.stage import load_student, load_teacher, read_stage
 from students.initialisation import FROM_TEACHER, start_image, start_text
@@ -66,7 +67,7 @@ def _misfits(config: Config, sketch: Sketch, sources: dict[str, SourceFacts]) ->
             yield str(error)
         try:
             if (source := _source(config.text.init, config, sketch, sources, model)) is not None:
-                start_text(model, student.name, config.text.init, _with_its_words(source, model))
+                start_text(model, student.name, config.text.init, _with_its_words(source, model, config))
         except UserError as error:
             yield str(error)
 
@@ -83,9 +84,17 @@ def _source(
     return None if facts is None else outline(facts, model)
 
 
-def _with_its_words(source: ImageTextModel | Outline, model: ImageTextModel) -> ImageTextModel | Outline:
-    """`source` with the tokenizer of `model` where that is known only when a run starts: they are taken to agree."""
+def _with_its_words(
+    source: ImageTextModel | Outline, model: ImageTextModel, config: Config
+) -> ImageTextModel | Outline:
+    """`source` with the tokenizer of `model` where that is known only when a run starts: they are taken to agree.
+
+    Words that are still to be counted can be those of another model of words alone.
+    """
     if not isinstance(model.tokenizer, OnlySize) or source.tokenizer is None or not isinstance(source.text, TextTower):
+        return source
+    counted = config.text.tokenizer == "words" and config.text.init not in FROM_TEACHER
+    if counted and not isinstance(source.tokenizer, WordsTokenizer):
         return source
     with torch.device("meta"):
         text = TextTower.from_config(source.text.config() | {"vocabulary": model.text.vocabulary})

@@ -99,11 +99,22 @@ MISFITS = [
 @pytest.mark.parametrize(("changes", "expected"), MISFITS, ids=[str(changes) for changes, _ in MISFITS])
 def test_what_a_run_would_refuse_is_a_problem_in_the_same_words(first, monkeypatch, changes, expected):
     monkeypatch.chdir(first)
+    refused_alike(changes, expected)
+
+
+def refused_alike(changes: dict, expected: str) -> None:
     (problem,) = checked(changes)
     assert expected in problem
     with pytest.raises(UserError) as refused:
         run(changes)
     assert problem.removeprefix("train.stage_from: ") == str(refused.value)
+
+
+def test_words_that_are_still_to_be_counted_are_no_tokens_of_another_kind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    built = assemble(load_config(*recipe({"text.tokenizer": "clip"})).config, CAPTIONS)
+    save_model(built.distiller.students["student"].model, tmp_path / "clip.pt")
+    refused_alike({"text.init": "clip.pt"}, "text.init: clip.pt has another tokenizer")
 
 
 FITTING = [
