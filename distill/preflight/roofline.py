@@ -60,9 +60,11 @@ def gpu_seconds(
         "optimiser": _update_bytes(config, counts, layout) / stream,
     }
     exchange = exchange_seconds(config, counts, device, layout)
-    # meanwhile, at best, the backward pass of the blocks runs: two thirds of a trained pass
-    hidden = 2 / 3 * sum(parts[name] for name in ("matrix products", "attention", "norms, activations, residuals"))
-    parts["gradient exchange, not hidden"] = max(0.0, exchange - hidden)
+    gathered = teacher_seconds(config, counts, passes, device)
+    # meanwhile, at best, the blocks run: their backward pass, two thirds of a trained pass, and the forward pass
+    blocks = sum(parts[name] for name in ("matrix products", "attention", "norms, activations, residuals"))
+    parts["gradient exchange, not hidden"] = max(0.0, exchange - 2 / 3 * blocks)
+    parts["gathering the teacher, not hidden"] = max(0.0, gathered - 1 / 3 * blocks)
     return parts
 
 
@@ -80,11 +82,24 @@ def exchange_seconds(config: Config, counts: Counts, device: Device, layout: Lay
     devices = config.train.devices
     if devices == 1:
         return 0.0
-    link = LINK_SHARE * (device.link if devices <= NODE else min(device.link, NETWORK))
     rounds = 2  # halves of a whole sum
     if layout.spread > 1:
         rounds = config.train.accumulate * (1 + (3 if needs_features(config) else 2))
-    return (devices - 1) / devices * rounds * 4.0 * counts.trained / link
+    return (devices - 1) / devices * rounds * 4.0 * counts.trained / _link(devices, device)
+
+
+def teacher_seconds(config: Config, counts: Counts, passes: list[Pass], device: Device) -> float:
+    """Seconds of gathering a teacher that `teacher.shard` spreads: its image tower in fp32, for every micro-batch."""
+    devices, models = config.train.devices, {model.name: model for model in counts.models}
+    if devices == 1 or not config.teacher.shard:
+        return 0.0
+    weights = sum(models[one.model].image for one in passes if one.what == "targets")
+    return (devices - 1) / devices * config.train.accumulate * 4.0 * weights / _link(devices, device)
+
+
+def _link(devices: int, device: Device) -> float:
+    """Bytes a second that a device sends to the others."""
+    return LINK_SHARE * (device.link if devices <= NODE else min(device.link, NETWORK))
 
 
 def _prototype_traffic(config: Config, counts: Counts) -> float:

@@ -82,6 +82,25 @@ def test_exchange_is_a_ring():
     assert exchange(4, **twice) == pytest.approx(2 * half)  # whole, gradients are summed once a step
 
 
+def test_a_teacher_that_is_spread_is_gathered_for_every_micro_batch():
+    def parts(shard: bool, accumulate: int = 1, devices: int = 16) -> dict[str, float]:
+        config, cost = plan("B/16", 64, **FULL, **{"teacher.mode": "ema", "train.accumulate": accumulate})
+        train, teacher = replace(config.train, devices=devices), replace(config.teacher, shard=shard)
+        changed = replace(config, train=train, teacher=teacher)
+        return gpu_seconds(changed, count_models(config), cost.passes, "bf16", H100, Layout())
+
+    name = "gathering the teacher, not hidden"
+    image = count_models(plan("B/16", 64)[0]).models[0].image
+    once = 15 / 16 * 4 * image / (NETWORK * LINK_SHARE)
+    whole, spread, twice = parts(False), parts(True), parts(True, accumulate=2)
+    assert whole[name] == parts(True, devices=1)[name] == 0
+    blocks = sum(whole[part] for part in ("matrix products", "attention", "norms, activations, residuals"))
+    assert once > blocks / 3
+    assert spread[name] == pytest.approx(once - blocks / 3)
+    assert twice[name] > spread[name] + once / 2
+    assert spread["gradient exchange, not hidden"] == whole["gradient exchange, not hidden"]
+
+
 def test_fp32_has_a_rate_of_its_own():
     assert all(device.fp32 < device.flops for device in GPUS.values())
     config, cost = plan("B/16", 64)
