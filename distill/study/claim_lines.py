@@ -112,13 +112,11 @@ def _same_runs(results: Tree, line: ClaimLine) -> Any:
     claim = line.finding.claim
     if line.finding.difference is None:
         return line.study, claim.says
-    sides = [(is_average(name), _addresses(results, name)) for name in (claim.first, claim.second) if name]
-    return line.number, claim.metric, claim.expect, claim.margin, tuple(sides)
-
-
-def _addresses(results: Tree, name: str) -> tuple[str, ...]:
-    """Of the rows of one variant, by seed."""
-    return tuple(row["address"] for row in sorted(rows_of(results, name), key=lambda row: row["seed"]))
+    names = [name for name in (claim.first, claim.second) if name]
+    rows = [{row["seed"]: row["address"] for row in rows_of(results, name)} for name in names]
+    counted = sorted(set.intersection(*map(set, rows)))  # a seed that one side lacks is not
+    sides = [(is_average(name), *(own[seed] for seed in counted)) for name, own in zip(names, rows)]
+    return line.number, claim.metric, claim.expect, claim.margin, *sides
 
 
 def _line(results: Tree, finding: Finding) -> ClaimLine:
