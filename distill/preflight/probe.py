@@ -29,6 +29,7 @@ from distill.objectives.cross_entropy import prototype_cross_entropy
 from distill.objectives.prototypes import PrototypeTargets, chunk_rows, sinkhorn_center
 from distill.preflight.cost import Pass, depth_of, head_tokens, images_at_once
 from distill.preflight.counts import Counts, Model
+from teachers.heads import prototype_parts
 
 BUDGET = 0.3  # seconds for each probe, or three calls
 ROW = 0.2  # seconds that blocks in a row may take, unless it is one
@@ -156,7 +157,8 @@ def _losses(model: Model, config: Config, images: int, clock: Clock) -> float:
     head = PrototypeHead(heads.bottleneck, heads)
     unit = lambda rows: F.normalize(torch.randn(rows, heads.bottleneck), dim=-1)  # noqa: E731
     total = 0.0
-    patches = images * head_tokens(config, model)[1] - (images if objective.cls.weight > 0 else 0)
+    cls = "cls" in prototype_parts(config)
+    patches = images * (head_tokens(config, model)[1] - cls)
     if patches:
         some = min(patches, ROWS)
         target = PrototypeTargets(unit(some), head.directions().detach(), torch.zeros(heads.prototypes), 0.07)
@@ -173,7 +175,7 @@ def _losses(model: Model, config: Config, images: int, clock: Clock) -> float:
             teacher_patches = unit(some)
             balance = lambda: sinkhorn_center(teacher_patches, target.directions, 0.07)  # noqa: E731
             total += seconds(balance, clock) * patches / some
-    if objective.cls.weight > 0 and config.views.locals:
+    if cls and config.views.locals:
         x, teacher = unit(images * config.views.locals).requires_grad_(), unit(images)
 
         def cls_loss() -> None:

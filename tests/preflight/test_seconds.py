@@ -149,6 +149,15 @@ def test_probes_count_each_kind_of_work_as_often_as_the_recipe():
     assert parts["optimiser"] == pytest.approx(counts.trained / (8 * 724**2))
 
 
+@pytest.mark.parametrize("regressed", [("cls",), ("patch",), ("cls", "patch")])
+def test_features_take_no_losses_over_prototypes(regressed):
+    changes = {**FULL, **{f"objective.{part}.target": "features" for part in regressed}}
+    config, cost = plan("tiny/8", 64, **changes)
+    parts = cpu_seconds(config, count_models(config), cost.passes, "fp32", Steady())
+    expected = 2 * ("patch" not in regressed) + ("cls" not in regressed)  # patches: loss and balance
+    assert parts["losses over prototypes"] == expected
+
+
 def test_more_work_than_a_probe_takes_is_scaled_up(monkeypatch):
     monkeypatch.setattr("distill.preflight.probe.TOKENS", 200)
     config, cost = plan("tiny/8", 64, **{"train.batch": 512})
