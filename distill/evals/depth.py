@@ -36,7 +36,7 @@ from distill.errors import UserError
 from distill.evals.cache import DenseCache, centres, draw_pixels, interpolate
 from distill.evals.datasets.base import DEPTH, EvalDataset
 from distill.evals.depth_metrics import DEPTH_METRICS, depth_metrics, eigen_crop, metric_samples
-from distill.evals.dpt_probe import DptProbe
+from distill.evals.dpt_probe import DptProbe, check_head
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs, device_of
 from distill.evals.linear_heads import LinearHeads, Standardise, optimise
@@ -131,6 +131,7 @@ class Depth(Task):
     def check_model(cls, model: Any, options: DepthOptions) -> None:
         if options.head == "dpt":
             require_layers(cls.name, model)
+            check_head(cls.name, model, options.weights, options.bins)
 
     @property
     def needs(self) -> Needs:

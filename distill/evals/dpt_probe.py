@@ -27,6 +27,14 @@ class DptSettings(Protocol):
     memory: float
 
 
+def check_head(task: str, model: Any, weights: str | None, outputs: int) -> None:
+    """UserError for a file of weights that is none, or does not fit the model."""
+    width = getattr(model.image, "width", None)
+    if weights is not None and width is not None:
+        with torch.random.fork_rng(devices=[]):  # the head's random start is drawn for nothing
+            load_head(weights, task, width, outputs)
+
+
 class DptProbe:
     """`add` the train split's batches, then `train`; or neither, with `settings.weights`."""
 

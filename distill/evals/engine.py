@@ -39,12 +39,13 @@ def run_task(task: type[Task], model: Encoder, dataset: EvalDataset, **options: 
 
 
 def check_tasks(model: Any, tasks: Mapping[type[Task], Mapping[str, Any]], dataset: EvalDataset) -> None:
-    """Raises UserError, before any work, for an unknown option or for what model or dataset lack."""
+    """Raises UserError, before any work, for an unknown option or for what model, dataset or its train split lack."""
     for task, options in tasks.items():
         dataset.require(f"Task '{task.name}'", *task.requires)
         chosen = task.options_from(options, dataset)
         if task.fits(chosen):
             dataset.require(f"Task '{task.name}'", TRAIN)
+            dataset.train()
         task.check_model(model, chosen)
 
 

@@ -104,6 +104,7 @@ class LinearClassification(Task):
     @classmethod
     def check_model(cls, model: Any, options: LinearClassificationOptions) -> None:
         require_layers(cls.name, model)
+        _require_cls(options.cls, getattr(model.image, "cls_tokens", options.cls))
 
     @property
     def needs(self) -> Needs:
@@ -133,8 +134,7 @@ class LinearClassification(Task):
         self.features[split].add(rows[kept])
 
     def _token(self, cls: Tensor) -> Tensor:  # [B, C, D] -> [B, D]
-        if self.options.cls > cls.shape[1]:
-            raise UserError(f"linear_cls.cls = {self.options.cls}: the model has {cls.shape[1]} CLS token(s).")
+        _require_cls(self.options.cls, cls.shape[1])  # again: a tower need not say how many it has
         return cls[:, self.options.cls - 1]
 
     def outcome(self) -> Outcome:
@@ -182,6 +182,11 @@ class LinearClassification(Task):
 def run(model: Encoder, dataset: EvalDataset, **options: Any) -> TaskResult:
     """Linear classification with `LinearClassificationOptions`; the protocol is in the module's docstring."""
     return run_task(LinearClassification, model, dataset, **options)
+
+
+def _require_cls(wanted: int, there: int) -> None:
+    if wanted > there:
+        raise UserError(f"linear_cls.cls = {wanted}: the model has {there} CLS token(s).")
 
 
 class Rows:

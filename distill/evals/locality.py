@@ -34,7 +34,7 @@ from distill.evals.engine import run_task
 from distill.evals.features import PATHS, Batch, Encoder, Needs
 from distill.evals.linear_patch import centre_class
 from distill.evals.results import TaskResult
-from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
+from distill.evals.task import Context, Outcome, Task, TaskOptions, choice, require_values
 
 
 @dataclass
@@ -93,6 +93,11 @@ class Locality(Task):
         self.dataset = context.dataset
         self.kinds = PATHS[options.paths]
         self.sums = {kind: Sums(len(self.dataset.class_names)) for kind in (*self.kinds, "raw")}
+
+    @classmethod
+    def check_model(cls, model: Any, options: LocalityOptions) -> None:
+        if "value" in PATHS[options.paths]:
+            require_values(model)
 
     @property
     def needs(self) -> Needs:

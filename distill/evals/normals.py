@@ -28,11 +28,13 @@ from distill.errors import UserError
 from distill.evals.cache import draw_pixels, interpolate
 from distill.evals.datasets.base import NORMALS, EvalDataset
 from distill.evals.depth_metrics import NORMAL_METRICS, metric_samples, normal_metrics
-from distill.evals.dpt_probe import DptProbe
+from distill.evals.dpt_probe import DptProbe, check_head
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs
 from distill.evals.results import TaskResult
 from distill.evals.task import Context, Outcome, Task, TaskOptions, above_zero, at_least, choice, require_layers
+
+OUTPUTS = 3  # of the head: right, up, towards the viewer
 
 
 @dataclass
@@ -67,7 +69,7 @@ class SurfaceNormals(Task):
 
     def __init__(self, context: Context, options: NormalsOptions):
         super().__init__(context, options)
-        self.probe = DptProbe(self.name, context.model, options, 3)
+        self.probe = DptProbe(self.name, context.model, options, OUTPUTS)
         self.scores: dict[int, Tensor] = {}  # by image, [5]
         self.constant: dict[int, Tensor] = {}
         self.total = torch.zeros(3, dtype=torch.float64)  # of the train split's normals
@@ -80,6 +82,7 @@ class SurfaceNormals(Task):
     @classmethod
     def check_model(cls, model: Any, options: NormalsOptions) -> None:
         require_layers(cls.name, model)
+        check_head(cls.name, model, options.weights, OUTPUTS)
 
     @property
     def needs(self) -> Needs:

@@ -72,7 +72,7 @@ class Task(ABC):
 
     @classmethod
     def check_model(cls, model: Any, options: Any) -> None:
-        """UserError for what the model lacks."""
+        """UserError for what the model lacks; what a stand-in for any model does not say is not asked for."""
         if cls.text and getattr(model, "encode_text", None) is None:
             raise UserError(f"Task '{cls.name}' compares images with texts, but the model has no text tower.")
 
@@ -135,6 +135,13 @@ def require_layers(task: str, model: Any) -> None:
     """Raises UserError for a model that does not give the outputs of earlier blocks."""
     if not hasattr(model.image, "layers"):
         raise UserError(f"Task '{task}' reads the outputs of earlier blocks, which this model does not give.")
+
+
+def require_values(model: Any) -> None:
+    """Raises UserError for a model whose last block has no value path."""
+    check = getattr(model.image, "check_values", None)  # foreign towers have it; ours all have the path
+    if check is not None:
+        check()
 
 
 def at_least(task: str, option: str, value: float, least: float) -> None:

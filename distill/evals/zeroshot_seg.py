@@ -41,7 +41,7 @@ from distill.evals.per_image import iou_samples, overlaps
 from distill.evals.prompts import templates
 from distill.evals.results import TaskResult
 from distill.evals.segment import background_of, best_raised, best_slide, cosine, together, windows
-from distill.evals.task import Context, Outcome, Task, TaskOptions, choice
+from distill.evals.task import Context, Outcome, Task, TaskOptions, choice, require_values
 
 MODES = ("whole", "slide", "both")
 BACKGROUNDS = ("class", "threshold")
@@ -90,10 +90,6 @@ class ZeroShotSegmentation(Task):
         if options.mode != "whole":
             options.window = options.window or round_up(dataset.size, patch)
             options.stride = options.stride or max(1, options.window * 3 // 4)
-            if options.window % patch:
-                raise UserError(
-                    f"{self.name}.window = {options.window} is not a multiple of the model's patch, {patch}."
-                )
         self.backdrop = background_of(dataset.class_names) if options.background == "threshold" else None
         named = [at for at in range(len(dataset.class_names)) if at != self.backdrop]
         prompts = [dataset.prompt_names[at] for at in named]
@@ -104,6 +100,15 @@ class ZeroShotSegmentation(Task):
         self.matrices: dict[str, Tensor] = {}
         self.overlaps: dict[str, dict[int, list[int]]] = defaultdict(dict)  # by image: class, hits, union, ...
         self.images = 0
+
+    @classmethod
+    def check_model(cls, model: Any, options: SegmentationOptions) -> None:
+        super().check_model(model, options)
+        if "value" in PATHS[options.paths]:
+            require_values(model)
+        patch = getattr(model.image, "patch", 1)
+        if options.mode != "whole" and options.window is not None and options.window % patch:
+            raise UserError(f"{cls.name}.window = {options.window} is not a multiple of the model's patch, {patch}.")
 
     @property
     def needs(self) -> Needs:

@@ -19,7 +19,8 @@ from distill.models.vision import ImageOutput, check_float, nearest_sizes
 class AdaptedTower(nn.Module):
     """Base of foreign image towers. Input is in [0, 1]: normalisation happens here, with the model's own numbers.
 
-    A subclass sets the attributes below and gives `tokens` and, where the last block allows it, `value_tokens`.
+    A subclass sets the attributes below and gives `tokens` and, where the last block allows it, `value_tokens`; if that
+    depends on the block, `check_values` too.
     """
 
     patch: int
@@ -72,6 +73,9 @@ class AdaptedTower(nn.Module):
     def value_tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """CLS, final patches and value-path patches of normalised images."""
         raise NotImplementedError
+
+    def check_values(self) -> None:
+        """Raises `UserError` where the last block has no value path: nothing need be encoded to know."""
 
     def layers(self, images: Tensor, indices: Sequence[int]) -> list[ImageOutput]:
         """Outputs of the blocks `indices` (from 0), the final norm applied to each, in the order asked for.

@@ -76,14 +76,21 @@ class ClipTower(AdaptedTower):
         return self._projected(x)
 
     def value_tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.check_values()
         x = self._embedded(x)
         *blocks, last = self.visual.transformer.resblocks
-        if type(last) is not ResidualAttentionBlock:
-            raise UserError(f"{type(last).__name__} has no value path that is known here: use the final tokens.")
         for block in blocks:
             x = block(x)
         final = self._projected(last(x))
         return final.cls, final.patches, self._projected(_values(last, x)).patches
+
+    def check_values(self) -> None:
+        last = self.visual.transformer.resblocks[-1]
+        if type(last) is not ResidualAttentionBlock:
+            raise UserError(
+                f"{type(last).__name__} has no value path that is known here: use its final tokens "
+                f"(zeroshot_seg.paths=final, locality.paths=final), or another model."
+            )
 
     def layers(self, images: Tensor, indices: Sequence[int]) -> list[ImageOutput]:
         self.check_indices(indices)

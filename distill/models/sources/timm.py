@@ -97,6 +97,9 @@ class TimmTower(AdaptedTower):
         cls = self._cls(own)
         return cls, self._final(own)[:, self.prefix :], self._final(features[:, self.prefix + n :])
 
+    def check_values(self) -> None:
+        value_block(self.trunk)
+
     def layers(self, images: Tensor, indices: Sequence[int]) -> list[ImageOutput]:
         self.check_indices(indices)
         wanted = sorted(set(indices))
@@ -154,7 +157,7 @@ def value_block(trunk: Any) -> ValueBlock:
         return EvaValueBlock(block, trunk.num_prefix_tokens)
     raise UserError(
         f"{type(block).__name__} with {type(attention).__name__} has no value path that is known here: use its final "
-        f"tokens (zeroshot_seg.mode and the like without values), or another model."
+        f"tokens (zeroshot_seg.paths=final, locality.paths=final), or another model."
     )
 
 

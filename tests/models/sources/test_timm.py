@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 
 import distill
 from distill.errors import UserError
+from distill.evals.locality import Locality
+from distill.evals.zeroshot_seg import ZeroShotSegmentation
 from distill.models.sources import describe, open_model
 from distill.models.sources import timm as source_module
 from distill.models.sources.timm import TimmTower, as_tower
@@ -268,5 +271,10 @@ def test_what_radio_loses_is_said():
 
 def test_a_block_without_a_plain_value_path_is_refused():
     tower, _ = tower_of(DINOV2, scale_attn_norm=True)
-    with pytest.raises(UserError, match="no value path that is known here"):
+    words = r"no value path that is known here: use its final tokens \(zeroshot_seg\.paths=final, locality\.paths"
+    with pytest.raises(UserError, match=words):
         tower.dense(torch.rand(1, 3, 28, 28))
+    for task in (Locality, ZeroShotSegmentation):
+        with pytest.raises(UserError, match=words):
+            task.check_model(SimpleNamespace(image=tower, encode_text=True), task.Options())
+        task.check_model(SimpleNamespace(image=tower, encode_text=True), task.Options(paths="final"))
