@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from lightning.fabric import Fabric
 from torch import nn
 
-from distill.config.schema import EvalConfig
+from distill.config.schema import Config, EvalConfig
 from distill.errors import UserError
+from distill.evals.datasets import EvalDataset, open_dataset
 from distill.evals.registry import find_task
 from distill.evals.requests import parse_words
 from distill.evals.results import TaskResult
@@ -19,6 +21,7 @@ from distill.evals.run import check_evaluation, evaluate
 from distill.models.pair import ImageTextModel
 from distill.models.sharding import is_sharded, whole
 from distill.models.vision import VisionTower
+from distill.training.assemble import Assembly
 from distill.training.compiled import as_written
 from distill.training.loop import TrainState
 from teachers.cotrained import CotrainedTeacher
@@ -32,18 +35,36 @@ def live_evaluation(state: TrainState, folder: Path) -> dict[str, float]:
     """Runs `eval.tasks` on every student and on a teacher with a trunk of its own.
 
     Returns flat metrics `eval/NAME/TASK/METRIC` and writes the full results to `evals/step_N.json`; rank 0 computes.
+    Raises UserError where a model cannot be evaluated, when the others have been and are written.
     """
     values: dict[str, float] = {}
     models = models_of(state)
     if state.fabric.is_global_zero:
         with as_written(state.cfg.train.compile):
-            results = {name: _evaluate(model, state.cfg.eval) for name, model in models.items()}
+            results = _evaluate_all(models, state.cfg.eval, folder / "evals", state.step)
         for name, tasks in results.items():
             for task, result in tasks.items():
                 values |= {f"eval/{name}/{task}/{k}": v for k, v in result.metrics.items()}
-        _write(results, folder / "evals", state.step)
     state.fabric.barrier()
     return values
+
+
+def _evaluate_all(
+    models: dict[str, ImageTextModel], cfg: EvalConfig, folder: Path, step: int
+) -> dict[str, dict[str, TaskResult]]:
+    """The results by model and task, written after each model."""
+    results: dict[str, dict[str, TaskResult]] = {}
+    refused: list[str] = []
+    for name, model in models.items():
+        try:
+            results[name] = _evaluate(model, cfg)
+        except UserError as error:
+            refused.append(f"{name}: {error}")
+            continue
+        _write(results, folder, step)
+    if refused:
+        raise UserError(" ".join(refused))
+    return results
 
 
 def is_headline(name: str) -> bool:
@@ -55,16 +76,56 @@ def is_headline(name: str) -> bool:
     return metric in find_task(task).headline
 
 
-def check_live_evaluation(cfg: EvalConfig) -> None:
-    """Raises UserError for what `live_evaluation` would refuse at the end of training; the models are not needed."""
+def check_live_evaluation(cfg: EvalConfig) -> dict[str, EvalDataset]:
+    """Raises UserError for what `live_evaluation` would refuse of tasks and data; the models are not needed.
+
+    Returns the datasets by their strings, for `check_live_models`.
+    """
+    opened = {}
     for dataset, group in _on_dataset(cfg, cfg.tasks).items():
-        check_evaluation(group, dataset)
+        opened[dataset] = open_dataset(dataset, samples=8)
+        check_evaluation(group, opened[dataset])
+    return opened
+
+
+def check_live_models(cfg: Config, fabric: Fabric, assembly: Assembly, opened: dict[str, EvalDataset]) -> None:
+    """Raises UserError, on every rank, for what a model lacks that `live_evaluation` would ask it for.
+
+    `opened`: what `check_live_evaluation` returned on rank 0, which alone need have the data. Nothing is spread yet.
+    """
+    problem: UserError | None = None
+    if fabric.is_global_zero:
+        models = models_of(assembly)
+        if isinstance(assembly.teacher, FrozenTeacher) and cfg.teacher.shard and fabric.world_size > 1:
+            del models["teacher"]  # will be sharded, and so left out
+        try:
+            for name, model in models.items():
+                _check_model(name, model, cfg.eval, opened)
+        except UserError as error:
+            problem = error
+    problem = fabric.broadcast(problem)
+    if problem is not None:
+        raise problem
+
+
+def _check_model(name: str, model: Any, cfg: EvalConfig, opened: dict[str, EvalDataset]) -> None:
+    for dataset, group in _on_dataset(cfg, _tasks_of(model, cfg)).items():
+        try:
+            check_evaluation(group, opened[dataset], model)
+        except UserError as error:
+            fix = "Set its options in eval.settings, or leave the task out of eval.tasks."
+            raise UserError(f"eval.tasks, for {name}: {error} {fix}") from error
+
+
+def _tasks_of(model: Any, cfg: EvalConfig) -> list[str]:
+    """All tasks the model can do: one without a text tower is asked for no texts."""
+    able = getattr(model, "encode_text", None) is not None
+    return [task for task in cfg.tasks if able or not find_task(task).text]
 
 
 def _evaluate(model: Any, cfg: EvalConfig) -> dict[str, TaskResult]:
-    """All tasks the model can do, those on one dataset together. A model without a text tower is asked for no texts."""
-    able = getattr(model, "encode_text", None) is not None
-    tasks = [task for task in cfg.tasks if able or not find_task(task).text]
+    """By task, those on one dataset together."""
+    tasks = _tasks_of(model, cfg)
     results: dict[str, TaskResult] = {}
     for dataset, group in _on_dataset(cfg, tasks).items():
         results |= evaluate(model, group, dataset, samples=cfg.samples)
@@ -81,7 +142,7 @@ def _on_dataset(cfg: EvalConfig, tasks: Iterable[str]) -> dict[str, dict[str, di
     return found
 
 
-def models_of(state: TrainState) -> dict[str, ImageTextModel]:
+def models_of(state: TrainState | Assembly) -> dict[str, ImageTextModel]:
     """Students and their spare averages (`NAME.ema`) by name, and `teacher` where its trunk is not a student's.
 
     Collective where weights are sharded. A frozen teacher that is sharded is left out.

@@ -22,7 +22,7 @@ from distill.training.banner import banner
 from distill.training.build import Built, build_run
 from distill.training.guard import Guard
 from distill.training.keep_targets import keep_targets
-from distill.training.live_eval import check_live_evaluation, is_headline, live_evaluation
+from distill.training.live_eval import check_live_evaluation, check_live_models, is_headline, live_evaluation
 from distill.training.loop import Hooks, TrainState, train
 from distill.training.metrics import MetricLog
 from distill.training.papers import PAPERS, write_papers
@@ -76,11 +76,12 @@ def run(
     finished = _prepare_folder(folder, resume, cfg, dry_run, console)
     if finished is not None:
         return finished
-    if is_first_process():
-        check_live_evaluation(cfg.eval)  # now, rather than after all the training
+    evaluated = check_live_evaluation(cfg.eval) if is_first_process() else {}  # now, not after all the training
     kept = checkpoint.existing(folder / "checkpoints") if resume else []
     resumed = kept[-1] if kept else None
     built = build_run(resolved, resumed)
+    if cfg.eval.tasks:
+        check_live_models(cfg, built.fabric, built.assembly, evaluated)
     counts = receipts(built.assembly.distiller, built.assembly.teacher, built.assembly.spares)
     if built.fabric.is_global_zero:
         console.print(banner(resolved, built.assembly, counts, built.source, folder, built.fabric, built.kept))

@@ -13,6 +13,8 @@ from distill.config.load import load_config
 from distill.errors import UserError
 from distill.models.adapted import AdaptedModel
 from distill.preflight.report import preflight
+from distill.training import live_eval
+from distill.training.run import run
 
 FEATURES = {
     "teacher.mode": "frozen",
@@ -78,3 +80,50 @@ def test_a_run_refuses_to_start_from_what_the_teacher_has_not(small, small_run, 
     with pytest.raises(UserError, match=r"init: teacher (has no text tower|is not a tower) of ours") as refused:
         small_run("a", **keys)
     assert preflight(load_config("pretrain/scenes_tiny", small(**keys))).problems == [str(refused.value)]
+
+
+@pytest.fixture
+def refused(small_run, source, tmp_path):
+    """What a run with such a teacher is refused with, before its first step."""
+
+    def start(**keys) -> str:
+        with pytest.raises(UserError) as error:
+            small_run("a", **FEATURES, **{"teacher.source": source, "eval.samples": 8}, **keys)
+        assert not (tmp_path / "a" / "metrics.csv").exists()
+        return str(error.value)
+
+    return start
+
+
+def test_what_a_teacher_lacks_for_its_evaluation_is_told_before_the_first_step(refused, monkeypatch):
+    one_cls = {"eval.tasks": ["linear_cls"], "eval.settings": ["linear_cls.cls=2"]}
+    assert "eval.tasks, for teacher: linear_cls.cls = 2: the model has 1 CLS token(s)." in refused(**one_cls)
+
+    def value_block(trunk):
+        raise UserError("No value path.")
+
+    monkeypatch.setattr("distill.models.sources.timm.value_block", value_block)
+    said = refused(**{"eval.tasks": ["knn", "locality"]})
+    assert said.startswith("eval.tasks, for teacher: No value path. Set its options in eval.settings, or")
+
+
+def test_a_dry_run_is_told_too(small, source, tmp_path):
+    keys = {"teacher.source": source, "eval.tasks": ["linear_cls"], "eval.settings": ["linear_cls.cls=2"]}
+    with pytest.raises(UserError, match=r"for teacher: linear_cls\.cls = 2"):
+        run("pretrain/scenes_tiny", small(**FEATURES, **keys), runs=tmp_path, dry_run=True)
+
+
+def test_a_model_that_cannot_be_evaluated_leaves_the_others_their_scores(small_run, source, tmp_path, monkeypatch):
+    original = live_eval.evaluate
+
+    def evaluate(model, *args, **options):
+        if isinstance(model, AdaptedModel):
+            raise UserError("no")
+        return original(model, *args, **options)
+
+    monkeypatch.setattr(live_eval, "evaluate", evaluate)
+    keys = FEATURES | {"teacher.source": source, "eval.tasks": ["knn"], "eval.samples": 8}
+    with pytest.raises(UserError, match=r"^teacher: no$"):
+        small_run("a", **keys)
+    (file,) = (tmp_path / "a" / "evals").iterdir()
+    assert list(json.loads(file.read_text())) == ["student"]
