@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distill.errors import UserError
 from distill.evals.requests import read_suite
+
+if TYPE_CHECKING:
+    from distill.evals.store import Store
+    from distill.models.sources.base import SourceFacts
 
 HELP = """\
 tasks     zeroshot_seg  zeroshot_cls  retrieval  knn  linear_cls  linear_seg  linear_patch  locality  depth  normals
@@ -86,8 +91,7 @@ def main(args: argparse.Namespace) -> int:
     if batch < 1:
         raise UserError(f"--batch {batch}: it must be at least 1.")
 
-    from distill.evals.published import beside, variant_for
-    from distill.evals.report import identity, show_table, versions
+    from distill.evals.report import identity, versions
     from distill.evals.store import Store
     from distill.evals.suite import run_suite
     from distill.models.sources import open_model
@@ -103,11 +107,13 @@ def main(args: argparse.Namespace) -> int:
     store = Store(target, header, args.again)
     samples = args.samples if args.samples is not None else suite.samples
     size = args.size if args.size is not None else suite.size
-    done = run_suite(model, suite.requests, store, samples=samples, size=size, batch=batch)
-    results = {label: store.results[label] for label in suite.requests}
-    print(opened.facts.line())
-    nearest = None if opened.facts.variant else variant_for(opened.facts)
-    show_table(results, beside(opened.facts, results), nearest)
+    try:
+        done = run_suite(model, suite.requests, store, samples=samples, size=size, batch=batch)
+    except BaseException:
+        if store.made:  # hours, perhaps, and without --json they are nowhere else
+            _show(opened.facts, store, store.made)
+        raise
+    _show(opened.facts, store, suite.requests)
     for spec, pixels in done.sizes.items():
         if args.size is None and opened.facts.kind == "run" and pixels != opened.facts.image_size:
             print(f"{spec}: at {pixels} px; the model was trained at {opened.facts.image_size} px (--size sets it)")
@@ -116,6 +122,16 @@ def main(args: argparse.Namespace) -> int:
     if target is not None:
         print(f"written: {target}")
     return 0
+
+
+def _show(facts: SourceFacts, store: Store, labels: Iterable[str]) -> None:
+    """Prints what the model is, and the table of these results."""
+    from distill.evals.published import beside, variant_for
+    from distill.evals.report import show_table
+
+    results = {label: store.results[label] for label in labels}
+    print(facts.line())
+    show_table(results, beside(facts, results), None if facts.variant else variant_for(facts))
 
 
 def _compare(args: argparse.Namespace) -> int:

@@ -64,6 +64,7 @@ class Store:
     def __init__(self, path: Path | None, header: Mapping[str, Any], again: bool = False):
         self.path, self.header = path, dict(header)
         self.results: dict[str, dict[str, Any]] = {}
+        self.made: list[str] = []  # labels that were added
         if path is not None and path.exists() and not again:
             content = read_results(path)
             if not same_model(there := content["model"], header["model"]):
@@ -97,6 +98,7 @@ class Store:
         """Keeps a result and writes the file, whole or not at all."""
         made = {"inputs": inputs, "model": self.header["model"], "versions": self.header["versions"]}
         self.results[label] = {**result, **made}
+        self.made.append(label)
         if self.path is not None:
             content = {**self.header, "results": self.results}
             beside = self.path.with_name(self.path.name + ".part")

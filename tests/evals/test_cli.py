@@ -114,6 +114,28 @@ def test_a_task_that_fails_at_its_end_leaves_the_others_of_its_dataset(
     assert status == 130 or "no end" in capsys.readouterr().err
 
 
+def test_what_a_model_lacks_for_a_later_dataset_is_told_before_any_work(model_file, tiny_model, capsys, evaluated):
+    """A window that its patch does not divide, and a file that is no head of it."""
+    words = ["knn=scenes:32", "zeroshot_seg=scenes:40", "zeroshot_seg.mode=slide", "zeroshot_seg.window=24"]
+    assert main(["eval", model_file, *words, "--samples", "8", "--device", "cpu"]) == 2
+    assert f"window = 24 is not a multiple of the model's patch, {tiny_model.image.patch}" in capsys.readouterr().err
+    assert main(["eval", model_file, "knn=scenes:32", "depth=scenes:40", "depth.weights=none.npz"]) == 2
+    assert "No file none.npz" in capsys.readouterr().err
+    assert evaluated == []
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("no end"), 2), (KeyboardInterrupt(), 130)])
+def test_finished_results_are_shown_where_a_later_dataset_fails(model_file, monkeypatch, capsys, error, status):
+    def fail(self):
+        raise error
+
+    monkeypatch.setattr(Retrieval, "outcome", fail)
+    words = ["knn=scenes:32", "retrieval=scenes:40", "--samples", "8", "--device", "cpu"]
+    assert main(["eval", model_file, *words]) == status
+    shown = capsys.readouterr().out
+    assert "top1_cls1" in shown and "i2t_r1" not in shown
+
+
 def test_results_of_another_model_are_not_mixed_in(model_file, tiny_model, tmp_path, capsys):
     out, other = tmp_path / "out.json", tmp_path / "other.pt"
     words = ["knn=scenes:32", "--samples", "8", "--json", str(out), "--device", "cpu"]
