@@ -48,8 +48,8 @@ class Layout(Protocol):
 class CaptionFile:
     """`captions.jsonl`, a JSON object a line: `{"image": path, "split": name, "captions": [{"kind", "text"}, ...]}`.
 
-    `captions` may also be `{field: text or [texts]}`; `"mask": path` adds a mask (then classes.json names its values).
-    Paths are relative to the folder.
+    `captions` may also be `{field: text or [texts]}`; `"mask": path` adds a mask (then classes.json names its values,
+    and may give the colours of colour-coded ones). Paths are relative to the folder.
     """
 
     expected = "captions.jsonl"
@@ -62,20 +62,22 @@ class CaptionFile:
 
     def items(self, root: Path, split: str) -> list[Item]:
         rows = [row for row in _rows(root / "captions.jsonl") if row["split"] == split]
-        return [self._item(root, row) for row in rows]
+        colours = _colours(root)
+        return [self._item(root, row, colours) for row in rows]
 
     def classes(self, root: Path) -> Classes:
         path = root / "classes.json"
         return read_classes(path) if path.is_file() else NO_CLASSES
 
-    def _item(self, root: Path, row: dict) -> Item:
+    def _item(self, root: Path, row: dict, colours: Colours | None) -> Item:
         image = require_file(root / row["image"], "image")
         mask = require_file(root / row["mask"], "mask") if row.get("mask") else None
         return Item(
             key=str(row.get("id", row["image"])),
             image=partial(decode, image, str(image)),
-            mask=None if mask is None else partial(read_mask, mask),
+            mask=None if mask is None else partial(read_mask, mask, colours),
             captions=row["captions"],
+            files=_besides(root, colours),
         )
 
 
@@ -109,8 +111,7 @@ class DenseFolders:
         images = _stems(root / "images")
         file = root / f"{split}.txt"
         stems = _lines(file) if file.is_file() else sorted(images)
-        classes = root / "classes.json"
-        colours = read_colours(classes) if classes.is_file() else None
+        colours = _colours(root)
         return [self._item(root, stem, images, file, colours) for stem in stems]
 
     def classes(self, root: Path) -> Classes:
@@ -127,6 +128,7 @@ class DenseFolders:
         item = Item(key=stem, image=partial(decode, images[stem], str(images[stem])))
         if (root / "masks").is_dir():
             item.mask = partial(read_mask, require_file(root / "masks" / f"{stem}.png", "mask"), colours)
+            item.files = _besides(root, colours)
         if (root / "depth").is_dir():
             item.depth = partial(read_depth, _png_or_npy(root / "depth" / stem, "depth map"))
         if (root / "normals").is_dir():
@@ -172,6 +174,17 @@ class ClassFolders:
 
 
 LAYOUTS: tuple[Layout, ...] = (CaptionFile(), DenseFolders(), ClassFolders())
+
+
+def _colours(root: Path) -> Colours | None:
+    """Those of colour-coded masks, if the folder's class list has any."""
+    path = root / "classes.json"
+    return read_colours(path) if path.is_file() else None
+
+
+def _besides(root: Path, colours: Colours | None) -> tuple[Path, ...]:
+    """What a mask's values come from besides its file: with other colours they are others."""
+    return () if colours is None else (root / "classes.json",)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -359,6 +359,15 @@ def test_colour_coded_masks(masks_folder):
         open_dataset(f"folder:{masks_folder}")
 
 
+def test_colour_coded_masks_of_a_caption_file(masks_folder):
+    content = {"classes": ["sky", "road"], "colours": [[9, 9, 9], [200, 0, 0]]}
+    (masks_folder / "classes.json").write_text(json.dumps(content))
+    save(masks_folder / "masks/a.png", np.full((6, 8, 3), (200, 0, 0)))
+    row = {"image": "images/a.png", "mask": "masks/a.png", "captions": {"alt": "a road"}}
+    (masks_folder / "captions.jsonl").write_text(json.dumps(row))
+    assert open_dataset(f"folder:{masks_folder}").mask(0).tolist() == [[1] * 8] * 6
+
+
 def test_16_bit_grey_images_keep_their_shades(masks_folder):
     shades = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1300
     Image.fromarray(shades).save(masks_folder / "images/a.png")
