@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from typing import Any
@@ -30,6 +30,7 @@ class Published:
     metric: str
     value: float  # shares in [0, 1], other metrics in their own unit
     source: str
+    protocol: Mapping[str, Any] = field(default_factory=dict, hash=False)  # options that it is a number of
 
 
 def variant_for(facts: SourceFacts) -> str | None:
@@ -56,13 +57,15 @@ def published(facts: SourceFacts) -> dict[str, list[Published]]:
 def beside(facts: SourceFacts, results: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Published]:
     """The published numbers that `results` (`TaskResult.as_dict` by label) measure too, by label and metric of ours.
 
-    A benchmark is the same when its kind and its split are.
+    A benchmark is the same when its kind and its split are; and it must have been measured with the options of the
+    published number, where these are known.
     """
     known = published(facts)
     found: dict[tuple[str, str], Published] = {}
     for label, result in results.items():
         for row in known.get(result["task"], ()):
-            if result["dataset"] == f"{row.benchmark} {row.split}":
+            same = all(result["protocol"].get(name) == value for name, value in row.protocol.items())
+            if same and result["dataset"] == f"{row.benchmark} {row.split}":
                 found |= {(label, name): row for name in result["metrics"] if _measures(name, row.metric)}
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import get_type_hints
 
 import pytest
 
@@ -53,6 +54,8 @@ def test_ours_stand_beside_theirs_on_the_same_benchmark_only():
         "zeroshot_seg@train": result("zeroshot_seg", "ade20k training", miou_value=0.25),
         "knn@sketch": result("knn", "imagenet all", top1_cls1=0.6),  # also -A, -R and V2
     }
+    for label, protocol in (("zeroshot_seg@ade", {"prompts": "tcl"}), ("depth", {"head": "linear"})):
+        results[label]["protocol"] = protocol
     found = {key: (row.value, row.source[-8:]) for key, row in beside(FACTS, results).items()}
     assert found == {
         ("zeroshot_seg@ade", "miou_value"): (0.247, "table 15"),
@@ -61,6 +64,21 @@ def test_ours_stand_beside_theirs_on_the_same_benchmark_only():
         ("knn", "top1_cls1"): (0.825, "table 15"),
     }
     assert beside(replace(FACTS, variant=None), results) == {}
+
+
+@pytest.mark.parametrize(
+    ("task", "dataset", "metric", "theirs", "other"),
+    [
+        ("depth", "navi test", "rmse", {"head": "dpt"}, {"head": "linear"}),
+        ("depth", "nyuv2 test", "rmse", {"head": "linear"}, {"head": "dpt"}),
+        ("zeroshot_seg", "ade20k validation", "miou_value", {"prompts": "tcl"}, {"prompts": "plain"}),
+    ],
+)
+def test_ours_stand_beside_theirs_where_they_were_measured_alike(task, dataset, metric, theirs, other):
+    facts = replace(FACTS, variant="TIPSv2 g/14")
+    for protocol, known in ((theirs, {(task, metric)}), (other, set())):
+        ours = {**result(task, dataset, **{metric: 0.5}), "protocol": {**protocol, "size": 448}}
+        assert set(beside(facts, {task: ours})) == known
 
 
 @pytest.mark.parametrize(
@@ -105,4 +123,5 @@ def test_every_number_is_of_a_benchmark_and_a_metric_that_there_are():
     for rows in json.loads(resources.files("distill.evals").joinpath("published.json").read_text()).values():
         for row in rows:
             assert row["split"] == BENCHMARKS[row["benchmark"]].split
+            assert set(row.get("protocol", {})) <= set(get_type_hints(find_task(row["task"]).Options))
             assert any(_measures(name, row["metric"]) for name in find_task(row["task"]).headline), row
