@@ -14,7 +14,8 @@ from typing import Any
 from distill.errors import UserError
 from distill.evals.per_image import draws, interval, resampled
 from distill.evals.registry import find_task
-from distill.evals.results import ABSENT, first_difference
+from distill.evals.report import unit_of
+from distill.evals.results import ABSENT, UNIT, first_difference
 from distill.evals.store import read_results
 
 FITTED = ("train_images", "index_images")  # counts of images that a task was fitted on or looked in
@@ -74,8 +75,9 @@ def compare_results(label: str, one: dict[str, Any], two: dict[str, Any]) -> lis
 
 def _must_agree(one: dict[str, Any], two: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """What two results of a task must share, by name, as the two have it."""
-    resources = find_task(one["task"]).resources  # files of earlier versions have them among the protocol
-    first, second = ({k: v for k, v in r["protocol"].items() if k not in resources} for r in (one, two))
+    # Files of earlier versions have resources among the protocol, and not the unit, which the dataset decides.
+    moves_nothing = (*find_task(one["task"]).resources, UNIT)
+    first, second = ({k: v for k, v in r["protocol"].items() if k not in moves_nothing} for r in (one, two))
     yield "dataset", one["dataset"], two["dataset"]
     yield "protocol", first, second
     first, second = ({k: v for k, v in r["counts"].items() if k in FITTED} for r in (one, two))
@@ -111,7 +113,7 @@ def _line(label: str, name: str, one: dict[str, Any], two: dict[str, Any]) -> Li
         same = [len(result["per_image"][name]["values"]) for result in (one, two)]
         paired = interval(spread[1] - spread[0]) if same[0] == same[1] else None
     own = [None if values is None else interval(values) for values in spread]
-    unit = find_task(one["task"]).units.get(name)
+    unit = unit_of(one if UNIT in one["protocol"] else two, name)
     images = [result["counts"]["images"] for result in (one, two)]
     dataset = one["dataset"] if images[0] == images[1] else f"{one['dataset']}, {images[0]} and {images[1]} images"
     return Line(label, dataset, name, unit, one["metrics"][name], two["metrics"][name], own[0], own[1], paired)

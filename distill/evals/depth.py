@@ -40,7 +40,7 @@ from distill.evals.dpt_probe import DptProbe, check_head
 from distill.evals.engine import run_task
 from distill.evals.features import FITS, Batch, Encoder, Needs, device_of
 from distill.evals.linear_heads import LinearHeads, Standardise, optimise
-from distill.evals.results import TaskResult
+from distill.evals.results import UNIT, TaskResult
 from distill.evals.task import (
     Context,
     Outcome,
@@ -195,7 +195,9 @@ class Depth(Task):
             counts["pixels_out_of_range"] = self.outside
         details = {"best_lr": options.rates[best]}
         per_image = metric_samples(DEPTH_METRICS, self.scores[best], self.constant)
-        return Outcome(metrics, self.protocol(eps=EPS[options.head]), counts, details, per_image)
+        unit = self.context.dataset.depth_unit
+        own = {} if unit == self.units["rmse"] else {UNIT: unit}
+        return Outcome(metrics, self.protocol(eps=EPS[options.head], **own), counts, details, per_image)
 
     def _none(self, name: str) -> str:
         return f"{name}: no pixel has a depth between {self.options.min:g} and {self.options.max:g}. Set depth.max."

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.evals.registry import find_task
+from distill.evals.results import UNIT
 
 if TYPE_CHECKING:
     from distill.evals.compare import Line
@@ -41,14 +42,14 @@ def show_table(
         whose = f"paper's numbers for the nearest variant, {nearest}" if nearest else "paper"
         table.caption = f"{whose}: " + "; ".join(sorted({row.source for row in paper.values()}))
     for label, result in results.items():
-        task = find_task(result["task"])
-        names = [name for name in task.headline if name in result["metrics"]]
+        names = [name for name in find_task(result["task"]).headline if name in result["metrics"]]
         for row, name in enumerate(names):
             first = (label, f"{result['dataset']}, {result['counts']['images']} images") if row == 0 else ("", "")
-            values = [figure(result["metrics"][name], task.units.get(name))]
+            unit = unit_of(result, name)
+            values = [figure(result["metrics"][name], unit)]
             if paper:
                 known = paper.get((label, name))
-                values.append("" if known is None else figure(known.value, task.units.get(name)))
+                values.append("" if known is None else figure(known.value, unit))
             table.add_row(*first, name, *values, end_section=row == len(names) - 1)
     Console().print(table)
 
@@ -78,6 +79,12 @@ def show_comparison(lines: Sequence[Line], first: str, second: str) -> None:
             end_section=last,
         )
     Console().print(table)
+
+
+def unit_of(result: Mapping[str, Any], metric: str) -> str | None:
+    """The unit of a result's metric, None for a share; of lengths the dataset's own, where it has one."""
+    unit = find_task(result["task"]).units.get(metric)
+    return unit and result["protocol"].get(UNIT, unit)
 
 
 def figure(value: float, unit: str | None, interval: tuple[float, float] | None = None, sign: str = "") -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 ABSENT: Any = object()  # stands for the value of a key that is not there
+UNIT = "unit"  # in a protocol: what lengths are counted in, where the dataset has a unit of its own
 
 
 @dataclass

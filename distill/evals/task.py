@@ -51,7 +51,7 @@ class Task(ABC):
     requires: ClassVar[tuple[str, ...]]
     text: ClassVar[bool] = False  # whether it needs the model's text tower
     headline: ClassVar[tuple[str, ...]]  # the metrics a table shows
-    units: ClassVar[Mapping[str, str]] = {}  # of headline metrics that are no shares, such as "m"
+    units: ClassVar[Mapping[str, str]] = {}  # of headline metrics that are no shares, such as "m" (`report.unit_of`)
     Options: ClassVar[type[TaskOptions]]  # a dataclass; every field has a default
     revision: ClassVar[int] = 1  # raise it when the same options come to give other numbers: kept results are then old
     files: ClassVar[tuple[str, ...]] = ()  # options that name a file, whose content moves the numbers

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evals.registry import find_task
-from distill.evals.report import figure, identity, versions
+from distill.evals.report import figure, identity, unit_of, versions
 from distill.evals.store import read_results, same_model
 from distill.models.sources.base import OpenedModel
 
@@ -95,10 +95,9 @@ def _evaluations(opened: OpenedModel) -> list[str]:
         if content is None or not same_model(content["model"], own):
             continue
         for label, result in content["results"].items():
-            task = find_task(result["task"])
             rows += [
-                f"| {label} | {result['dataset']} | {name} | {figure(result['metrics'][name], task.units.get(name))} |"
-                for name in task.headline
+                f"| {label} | {result['dataset']} | {name} | {figure(result['metrics'][name], unit_of(result, name))} |"
+                for name in find_task(result["task"]).headline
                 if name in result["metrics"]
             ]
     if not rows:

@@ -317,6 +317,13 @@ def test_bad_input_gets_one_line(model_file, capsys, words, message):
     assert captured.out == ""
 
 
+def test_depth_of_scenes_is_not_in_metres(model_file, capsys):
+    words = ["depth=scenes:32", "depth.steps=1", "--samples", "4", "--device", "cpu"]
+    assert main(["eval", model_file, *words]) == 0
+    shown = capsys.readouterr().out
+    assert " image sides " in shown and " m " not in shown
+
+
 def test_no_model(capsys):
     assert main(["eval"]) == 2
     assert "distill eval needs a model" in capsys.readouterr().err

@@ -81,6 +81,7 @@ class EvalDataset:
     prompts: str = "tcl"  # prompt set used unless a task is given another
     caption_fields: list[str] = field(default_factory=list)
     caption_field: str | None = None  # the one retrieval uses unless told otherwise
+    depth_unit: str = "m"
     open_train: Callable[[], EvalDataset] | None = None
     looks: Callable[[EvalDataset], Iterable[tuple[Any, Any]]] | None = None  # `...contents`; None: made by the code
     seen: dict[str, Any] | None = None  # what `contents.seen` found

@@ -54,6 +54,7 @@ def open_scenes(
         prompts="plain",
         caption_fields=list(source[0].captions),
         caption_field=field or CAPTION_FIELD,
+        depth_unit="image sides",
     )
     if split != "train":
         dataset.has |= {TRAIN}
