@@ -161,4 +161,6 @@ def choose_device(name: str | None) -> Any:
         raise UserError(f"Unknown device '{name}'. Allowed: cpu, cuda, cuda:0, ...") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: this machine has no CUDA GPU that torch can use. Use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: this machine has {count} CUDA GPU(s). Allowed: cuda:0 to cuda:{count - 1}.")
     return device

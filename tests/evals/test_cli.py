@@ -7,6 +7,7 @@ from PIL import Image
 from distill.cli import main
 from distill.errors import UserError
 from distill.evals import suite as suites
+from distill.evals.cli import choose_device
 from distill.evals.report import identity, model_hash
 from distill.evals.requests import parse_value, parse_words, read_suite
 from distill.evals.retrieval import Retrieval
@@ -315,6 +316,14 @@ def test_bad_input_gets_one_line(model_file, capsys, words, message):
     assert message in captured.err
     assert len(captured.err.strip().splitlines()) == 1
     assert captured.out == ""
+
+
+def test_a_gpu_that_is_not_there_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [choose_device(name).index for name in ("cuda", "cuda:1")] == [None, 1]
+    with pytest.raises(UserError, match=r"--device cuda:2: this machine has 2 CUDA GPU.*cuda:0 to cuda:1"):
+        choose_device("cuda:2")
 
 
 def test_depth_of_scenes_is_not_in_metres(model_file, capsys):
