@@ -206,13 +206,32 @@ class EvalDataset:
         )
 
     def train(self) -> EvalDataset:
-        """The split that probes and neighbours are fitted on, opened once."""
+        """The split that probes and neighbours are fitted on, opened once. UserError where its classes are others."""
         if self._train is None:
             if self.open_train is None:
                 self.require("Fitting", TRAIN)
                 raise AssertionError("a dataset that has a train split can open it")
-            self._train = self.open_train()
+            train = self.open_train()
+            self._check_classes(train)
+            self._train = train
         return self._train
+
+    def _check_classes(self, train: EvalDataset) -> None:
+        """UserError where a value stands for another class in the train split than here."""
+        if not self.class_names or not train.class_names:
+            return
+        if len(train.class_names) != len(self.class_names):
+            said = f"has {len(train.class_names)} classes, not {len(self.class_names)}"
+        elif train.ignore != self.ignore:
+            said = f"ignores the value {train.ignore}, not {self.ignore}"
+        elif (at := _first_other(train.class_names, self.class_names)) is not None:
+            said = f"calls the class {at} '{train.class_names[at]}', not '{self.class_names[at]}'"
+        else:
+            return
+        raise UserError(
+            f"{train.name}, which is to be fitted on for {self.name}, {said}. "
+            f"Both must have the same classes in the same order: correct the classes.json of one, and its labels."
+        )
 
 
 def spread(count: int, samples: int | None) -> list[int]:
@@ -220,6 +239,11 @@ def spread(count: int, samples: int | None) -> list[int]:
     if samples is None or samples >= count:
         return list(range(count))
     return [at * count // samples for at in range(samples)]
+
+
+def _first_other(one: list[str], two: list[str]) -> int | None:
+    """The first place where two lists of one length differ."""
+    return next((at for at, (a, b) in enumerate(zip(one, two)) if a != b), None)
 
 
 def _size(label: np.ndarray) -> str:

@@ -11,6 +11,7 @@ from distill.data.scenes import THINGS, SceneSource
 from distill.errors import UserError
 from distill.evals.datasets import open_dataset, parse
 from distill.evals.datasets.base import spread
+from distill.evals.run import check_evaluation
 
 
 def test_scenes_have_everything():
@@ -114,6 +115,25 @@ def test_shards_without_masks_names_or_files(tmp_path):
         open_dataset(f"shards:{tmp_path}/nope-*.tar")
     with pytest.raises(UserError, match=r"Evaluation needs local tars, not 'pipe:cat x\.tar'"):
         open_dataset("shards:pipe:cat x.tar")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["road", "sky"], "calls the class 0 'road', not 'sky'"),
+        (["sky", "road", "sea"], "has 3 classes, not 2"),
+        ({"classes": ["sky", "road"], "ignore_index": 9}, "ignores the value 9, not 255"),
+    ],
+)
+def test_a_train_split_of_other_classes_is_refused(tmp_path, classes, message):
+    for name, content in (("test", ["sky", "road"]), ("train", classes)):
+        (tmp_path / name).mkdir()
+        write_tar(tmp_path / name / "0.tar", 2)
+        (tmp_path / name / "classes.json").write_text(json.dumps(content))
+    spec = f"shards:{tmp_path}/test/0.tar?train={tmp_path}/train/0.tar"
+    with pytest.raises(UserError, match=f"^shards:train, which is to be fitted on for shards:test, {message}"):
+        check_evaluation(["linear_patch"], spec)
+    check_evaluation(["locality"], spec)  # fits nothing
 
 
 @pytest.mark.parametrize(
