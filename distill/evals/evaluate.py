@@ -10,6 +10,7 @@ from distill.evals.datasets import EvalDataset
 from distill.evals.features import Encoder
 from distill.evals.registry import find_task
 from distill.evals.results import TaskResult
+from distill.evals.run import check_evaluation, opened
 from distill.evals.run import evaluate as evaluate_one
 
 
@@ -19,10 +20,11 @@ def evaluate(
     """`distill.evaluate(model, zeroshot_seg="scenes", knn="folder:/data/pets")`: each task on the dataset it is given.
 
     A task's value is a dataset string, an open dataset, or a dict with "dataset" and the task's options.
-    Tasks with equal datasets share a pass. Raises UserError as `distill.evals.run.evaluate`.
+    Tasks with equal datasets share a pass. samples, size: as in `open_dataset`; only with strings.
+    Raises UserError as `distill.evals.run.evaluate`, before any work.
     """
     groups: dict[Any, dict[str, dict[str, Any]]] = {}
-    opened: dict[Any, EvalDataset | str] = {}
+    datasets: dict[Any, EvalDataset] = {}
     for name, value in tasks.items():
         find_task(name)
         options = dict(value) if isinstance(value, Mapping) else {"dataset": value}
@@ -30,11 +32,12 @@ def evaluate(
         if not isinstance(dataset, str | EvalDataset):
             raise UserError(f"Task '{name}' has no dataset: write {name}='scenes' or {name}={{'dataset': ..., ...}}.")
         key = dataset if isinstance(dataset, str) else id(dataset)
-        opened[key] = dataset
+        if key not in datasets:
+            datasets[key] = opened(dataset, samples, size)
         groups.setdefault(key, {})[name] = options
     results: dict[str, TaskResult] = {}
     for key, group in groups.items():
-        dataset = opened[key]
-        limits = (samples, size) if isinstance(dataset, str) else (None, None)
-        results |= evaluate_one(model, group, dataset, limits[0], size=limits[1], batch=batch)
+        check_evaluation(group, datasets[key], model)
+    for key, group in groups.items():
+        results |= evaluate_one(model, group, datasets[key], batch=batch)
     return {name: results[name] for name in tasks}

@@ -34,11 +34,16 @@ def evaluate(
     Raises UserError for an unknown task or option, and for what the dataset or the model lack.
     """
     chosen = {find_task(name): dict(options) for name, options in _named(tasks).items()}
+    return run_tasks(model, chosen, opened(dataset, samples, size), batch=batch, progress=progress)
+
+
+def opened(dataset: EvalDataset | str, samples: int | None = None, size: int | None = None) -> EvalDataset:
+    """The dataset, opened if it is a string; UserError for limits with an open one."""
     if isinstance(dataset, str):
-        dataset = open_dataset(dataset, samples=samples, size=size)
-    elif samples is not None or size is not None:
+        return open_dataset(dataset, samples=samples, size=size)
+    if samples is not None or size is not None:
         raise UserError("samples and size belong to open_dataset: an open dataset has them already.")
-    return run_tasks(model, chosen, dataset, batch=batch, progress=progress)
+    return dataset
 
 
 def check_evaluation(
@@ -46,8 +51,8 @@ def check_evaluation(
 ) -> None:
     """Raises UserError for what `evaluate` would refuse, without running anything (the model is optional)."""
     chosen = {find_task(name): dict(options) for name, options in _named(tasks).items()}
-    opened = open_dataset(dataset, samples=8) if isinstance(dataset, str) else dataset
-    check_tasks(model if model is not None else _AnyModel(), chosen, opened)
+    data = opened(dataset, samples=8) if isinstance(dataset, str) else dataset
+    check_tasks(model if model is not None else _AnyModel(), chosen, data)
 
 
 class _AnyModel:

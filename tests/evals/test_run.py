@@ -188,6 +188,11 @@ def test_errors_come_before_any_work(stub, everything, arrays):
         evaluate(model, {"zeroshot_seg": {}, "knn": {"kk": 3}}, everything)
     with pytest.raises(UserError, match="already"):
         evaluate(model, ALL, everything, 5)
+    for limit in ("samples", "size"):
+        with pytest.raises(UserError, match="samples and size belong to open_dataset"):
+            distill.evaluate(model, retrieval="scenes:32", knn=everything, **{limit: 32})
+    with pytest.raises(UserError, match="it must be whole numbers from 1"):
+        distill.evaluate(model, retrieval="scenes:32", knn={"dataset": everything, "k": 0})
     assert model.seen == [] and model.texts == []
 
 
