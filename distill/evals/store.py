@@ -14,13 +14,17 @@ what they would be now:
 Running again would then give the same up to rounding, which depends on machine, device, batch size and the versions of
 other packages. A probe that is trained on images of several shapes also sees them in an order that depends on the batch
 size. A result with other `inputs`, or without, as earlier versions wrote them, can be read and is computed again.
+
+Several evaluations of one model may write to one file: each keeps what the others have added.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +69,7 @@ class Store:
         self.path, self.header = path, dict(header)
         self.results: dict[str, dict[str, Any]] = {}
         self.made: list[str] = []  # labels that were added
+        self.anew = again  # what is in the file goes with the first write
         if path is not None and path.exists() and not again:
             content = read_results(path)
             if not same_model(there := content["model"], header["model"]):
@@ -94,16 +99,36 @@ class Store:
             return f"the files of {inputs[part]['name']} have changed"
         return f"{found.key} was {_shown(found.one)}, is {_shown(found.two)}"
 
+    def _merge(self) -> None:
+        """Takes in what another process has added to the file since, but for what was made here."""
+        if self.path is None or self.anew or not self.path.exists():
+            return
+        content = read_results(self.path)
+        if same_model(content["model"], self.header["model"]):
+            self.results |= {label: result for label, result in content["results"].items() if label not in self.made}
+
     def add(self, label: str, inputs: Mapping[str, Any], result: dict[str, Any]) -> None:
-        """Keeps a result and writes the file, whole or not at all."""
+        """Keeps a result and writes the file, whole or not at all; other processes may add to it meanwhile."""
         made = {"inputs": inputs, "model": self.header["model"], "versions": self.header["versions"]}
         self.results[label] = {**result, **made}
         self.made.append(label)
         if self.path is not None:
-            content = {**self.header, "results": self.results}
-            beside = self.path.with_name(self.path.name + ".part")
-            beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            os.replace(beside, self.path)
+            with _alone(self.path):
+                self._merge()
+                self.anew = False
+                content = {**self.header, "results": self.results}
+                beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+                beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                os.replace(beside, self.path)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other process is in here with the same `path`. The lock is a hidden file beside it, which stays."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        with suppress(OSError):  # a file system without locks: a finished result is written all the same
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def same_model(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from distill.evals.datasets import open_dataset
 from distill.evals.knn import NearestNeighbours
 from distill.evals.report import identity, model_hash
 from distill.evals.requests import Request
-from distill.evals.store import Store, inputs_of
+from distill.evals.store import REVISION, Store, inputs_of
 from distill.models.loading import save_model
 from distill.models.pair import ImageTextModel
 from distill.models.text import TextTower
@@ -161,7 +161,7 @@ def test_a_task_whose_numbers_have_changed_is_computed_again(measure, monkeypatc
     words = ["knn=scenes:32", "retrieval=scenes:32", "--samples", "4"]
     measure(*words)
     monkeypatch.setattr(NearestNeighbours, "revision", NearestNeighbours.revision + 1)
-    assert again(measure(*words)[0]) == ["knn (revision was [1, 1], is [1, 2])"]
+    assert again(measure(*words)[0]) == [f"knn (revision was [{REVISION}, 1], is [{REVISION}, 2])"]
 
 
 def test_results_of_earlier_versions_are_read_and_computed_again(measure, tmp_path):
@@ -186,3 +186,44 @@ def test_a_store_says_nothing_of_what_is_not_there():
     store.add("knn", found, {"metrics": {}})
     assert store.changed("knn", found) is None and store.finished("knn", found) is not None
     assert store.changed("knn", inputs("knn", "scenes:32", k=3)) == "options.k was [10, 20, 100, 200], is [3]"
+
+
+@pytest.mark.parametrize("layout", ["folders", "captions"])
+def test_other_colours_of_the_same_masks_are_noticed(measure, tmp_path, layout):
+    root = tmp_path / "coded"
+    for name in ("images", "masks"):
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (9, 0, 0)).save(root / name / "a.png")
+    if layout == "captions":
+        (root / "captions.jsonl").write_text('{"image": "images/a.png", "mask": "masks/a.png"}')
+    words = [f"zeroshot_seg=folder:{root}", "zeroshot_seg.prompts=plain"]
+    found = []
+    for colours in ([[9, 0, 0], [0, 9, 0]], [[0, 9, 0], [9, 0, 0]]):
+        (root / "classes.json").write_text(json.dumps({"classes": ["ball", "box"], "colours": colours}))
+        os.utime(root / "classes.json", ns=(0, len(found)))  # the clock may not have moved
+        said, results = measure(*words)
+        found.append(results["zeroshot_seg"]["details"]["iou_final"])
+    assert again(said) == ["zeroshot_seg (the files of folder:coded all have changed)"] and found[0] != found[1]
+
+
+def test_two_evaluations_into_one_file_keep_each_others_results(tmp_path):
+    path, header = tmp_path / "out.json", {"model": MODEL, "versions": {}}
+    result = {"metrics": {}, "counts": {}, "dataset": "d"}
+
+    def labels():
+        assert not list(tmp_path.glob("*.part"))
+        return set(json.loads(path.read_text())["results"])
+
+    one, two = Store(path, header), Store(path, header)
+    one.add("knn", {"at": 1}, result)
+    two.add("retrieval", {}, result)
+    two.add("knn", {"at": 2}, result)
+    one.add("depth", {}, result)
+    assert labels() == {"knn", "retrieval", "depth"}
+    assert json.loads(path.read_text())["results"]["knn"]["inputs"] == {"at": 1}  # each writes what it made last
+    anew = Store(path, header, again=True)
+    anew.add("normals", {}, result)
+    assert labels() == {"normals"}
+    Store(path, header).add("knn", {}, result)
+    anew.add("locality", {}, result)
+    assert labels() == {"normals", "knn", "locality"}
