@@ -6,6 +6,7 @@ from PIL import Image
 
 from distill.data.decode import Picture, decode, decode_mask
 from distill.data.sample import Sample, SampleError
+from distill.pixels import to_rgb
 
 
 def sample(data) -> Sample:
@@ -52,6 +53,19 @@ def test_transparency_is_laid_on_white():
     palette.putpalette([10, 20, 30, 40, 50, 60])
     palette.putpixel((1, 0), 1)
     assert decode(encoded(palette, transparency=1)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+def test_a_colour_that_stands_for_transparency_is_laid_on_white():
+    image = Image.fromarray(np.uint8([[[10, 20, 30], [40, 50, 60]]]))
+    assert decode(encoded(image, transparency=(40, 50, 60))).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_colours_times_opacity_are_laid_on_white(mode):
+    """Modes that no format of ours stores: a picture that a program hands over."""
+    image = Image.new(mode[:-1] + "A", (2, 1), (0,) * len(mode[:-1]) + (255,))
+    image.putpixel((1, 0), (0,) * len(mode))
+    assert np.asarray(to_rgb(image.convert(mode))).tolist() == [[[0, 0, 0], [255, 255, 255]]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
