@@ -40,14 +40,13 @@ def diagnose(output: StepOutput) -> dict[str, Tensor]:
     CLS-1. The last two are of all ranks' images, and left out where these are fewer than LEAST: b centred rows have no
     rank above b - 1, and one image's sharp target uses one prototype. Collective.
     """
-    signs: dict[str, Tensor] = {}
     rows = all_gather_with_grad(output.clean.cls[:, 0].contiguous())  # [ranks * b, D]
-    if len(rows) >= LEAST:
-        signs["rank"] = effective_rank(rows)
-        if isinstance(output.targets.cls, Tensor):
-            signs["cls_entropy"] = use_entropy(all_reduce_mean(output.targets.cls.float().mean(0)))
+    enough = len(rows) >= LEAST
+    signs = {"rank": effective_rank(rows)} if enough else {}
     if isinstance(output.targets.patch, PrototypeTargets | ReadyTargets):
         signs["patch_entropy"] = mean_use_entropy(output.targets.patch.chunk(slice(SAMPLE)))
+    if isinstance(output.targets.cls, Tensor) and enough:
+        signs["cls_entropy"] = use_entropy(all_reduce_mean(output.targets.cls.float().mean(0)))
     return signs
 
 
