@@ -241,6 +241,9 @@ class TemperatureRamp:
     warmup: float = opt(0.3, "share of training over which it rises linearly", low=0, high=1)
 
 
+BALANCE = "what keeps prototypes in use; sinkhorn balances each micro-batch, over all ranks, by itself"
+
+
 @dataclass
 class PatchConfig:
     weight: float = opt(2.0, "weight of the patch loss (beta)", low=0)
@@ -251,7 +254,7 @@ class PatchConfig:
         "and features for a frozen teacher that has no heads",
         choices=TARGETS,
     )
-    balance: str = opt("center", "what keeps prototypes in use", choices=("center", "sinkhorn"))
+    balance: str = opt("center", BALANCE, choices=("center", "sinkhorn"))
     student_temperature: float = opt(0.1, "sharpening of the student", above=0)
     teacher_temperature: TemperatureRamp = opt(TemperatureRamp, "sharpening of the teacher")
 
@@ -265,7 +268,7 @@ class ClsConfig:
         "and features for a frozen teacher that has no heads",
         choices=TARGETS,
     )
-    balance: str = opt("center", "what keeps prototypes in use", choices=("center", "sinkhorn"))
+    balance: str = opt("center", BALANCE, choices=("center", "sinkhorn"))
     student_temperature: float = opt(0.1, "sharpening of the student", above=0)
     teacher_temperature: float = opt(0.07, "sharpening of the teacher", above=0)
 
