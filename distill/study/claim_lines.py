@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,7 @@ class ClaimLine:
     what: str  # is measured: `ibotpp − ibot`, or one variant
     metric: str
     short: str  # the metric's name in a narrow table
+    scaled: float  # by how much the shown number is larger than the metric: 100 for percentage points
     expected: str
     measured: str
     interval: str
@@ -107,6 +108,15 @@ def all_claim_lines(studies: Mapping[str, Tree]) -> list[ClaimLine]:
     return sorted(lines.values(), key=lambda line: (line.number is None, line.number or 0))  # stable within a study
 
 
+def unmeasured(lines: Sequence[ClaimLine]) -> dict[str, list[str]]:
+    """The claims without a measurement, as they are numbered, by study."""
+    missing: dict[str, list[str]] = {}
+    for line in lines:
+        if line.finding.difference is None:
+            missing.setdefault(line.study, []).append(f"{line.number}: {line.says}" if line.number else line.says)
+    return missing
+
+
 def _same_runs(results: Tree, line: ClaimLine) -> Any:
     """Equal for two lines that ask the same of the same runs."""
     claim = line.finding.claim
@@ -132,6 +142,7 @@ def _line(results: Tree, finding: Finding) -> ClaimLine:
         what=f"{claim.second} − {claim.first}" if claim.first else claim.second,
         metric=f"{column.group.split(',')[0]}, {column.title}" if column.group else claim.metric,
         short=column.short,
+        scaled=column.scale,
         expected=_expected(claim, column),
         measured=show(column, change.mean, sign=signed) if change else "not measured",
         interval=_interval(column, change, signed) or "–",

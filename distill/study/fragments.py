@@ -14,7 +14,7 @@ from distill.study.columns import COSTS, SCORES, Column, show
 from distill.study.curves import Curve
 from distill.study.effects import effects_svg
 from distill.study.plots import limits, patch_loss_svg
-from distill.study.rates import rate_heads, rate_rows
+from distill.study.rates import rate_columns, rate_rows
 from distill.study.results import Tree, basis, chance, difference, mean_of, measured
 from distill.study.table import best
 from distill.study.unequal import WORDS, unequal
@@ -26,6 +26,11 @@ def esc(value: Any) -> str:
 
 def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def verdict_mark(verdict: str) -> str:
+    """A verdict in its colour."""
+    return f'<span class="verdict {verdict.replace(" ", "-")}">{esc(verdict)}</span>'
 
 
 # ------------------------------------------------------------------------------------------------ numbers
@@ -72,17 +77,20 @@ def _table(
     groups = [(g, list(cs)) for g, cs in groupby(columns, key=lambda c: c.group)]
     top = "".join(f'<th colspan="{len(cs)}" class="group">{esc(g)}</th>' for g, cs in groups)
     heads = "".join(f"<th>{esc(c.title)}</th>" for c in columns)
+    stands = {variant: basis(results, variant) for variant, _ in rows}
+    unlike = len({hardware for _, hardware in stands.values()}) > 1  # one for all stands among the study's facts
     body = []
     for variant, cells in rows:
         head = f'<span class="name">{esc(variant)}</span><span class="about">{esc(title_of(results, variant))}</span>'
-        seeds, hardware = map(esc, basis(results, variant))
-        about = f'<td class="seeds">{seeds}</td><td class="made">{hardware}</td>'
+        seeds, hardware = map(esc, stands[variant])
+        about = f'<td class="seeds">{seeds}</td>' + (f'<td class="made">{hardware}</td>' if unlike else "")
         body.append(f'<tr><th scope="row">{head}</th>{_cells(cells)}{about}</tr>')
     if last is not None:
-        body.append(f'<tr class="guess"><th scope="row">guessing</th>{_cells([*last, "", ""])}</tr>')
+        body.append(f'<tr class="guess"><th scope="row">guessing</th>{_cells([*last, *[""] * (1 + unlike)])}</tr>')
+    made = '<th class="made">hardware</th>' if unlike else ""
     return (
-        f'<div class="scroll"><table class="scores"><thead><tr><td></td>{top}<td colspan="2"></td></tr>'
-        f'<tr><th>variant</th>{heads}<th>seeds</th><th class="made">hardware</th></tr></thead>'
+        f'<div class="scroll"><table class="scores"><thead><tr><td></td>{top}<td colspan="{1 + unlike}"></td></tr>'
+        f"<tr><th>variant</th>{heads}<th>seeds</th>{made}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -149,7 +157,7 @@ def claim_list(results: Tree) -> str:
         final = f" From the final tokens: {line.final}." if line.final else ""
         mark = f" {MARK}" if claim.after else ""
         items.append(
-            f'<li><span class="verdict {finding.verdict.replace(" ", "-")}">{esc(finding.verdict)}</span>'
+            f"<li>{verdict_mark(finding.verdict)}"
             f"<div><p>{esc(claim.says)}.{mark}</p><p class='small'>{esc(line.metric)}: {esc(line.what)} = "
             f"<b>{esc(line.measured)}</b> (95 % interval {esc(line.interval)}), expected {esc(line.expected)}: "
             f"{esc(finding.reason)}.{esc(final)} Seeds: {esc(line.seeds)}. Scale: {esc(line.scale)}. "
@@ -182,12 +190,15 @@ def loss_figures(results: Tree, curves: Mapping[str, Mapping[str, Curve]]) -> st
 
 def rate_table(rates: Tree) -> str:
     """The learning-rate check: arms by rates."""
-    heads = "".join(f"<th>{esc(head)}</th>" for head in rate_heads(rates))
+    columns, factors = rate_columns(rates), rates["factors"]
+    top = "".join(f'<th colspan="{len(factors)}" class="group">{esc(c.short)}</th>' for c in columns)
+    heads = "".join(f"<th>x {f:g}</th>" for _ in columns for f in factors)
     body = "".join(
         f'<tr><th scope="row">{esc(row[0])}</th>{_cells([*map(esc, row[1:])])}</tr>' for row in rate_rows(rates)
     )
     return (
-        f'<div class="scroll"><table class="scores"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll"><table class="scores rates"><thead><tr><td colspan="2"></td>{top}</tr>'
+        f"<tr><th>variant</th><th>rate</th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from distill.errors import UserError
 from distill.study.averages import is_average, rows_of, shown, title_of
-from distill.study.claim_lines import CLAIMS_TEXT, HEADS, MARK, ClaimLine, all_claim_lines
+from distill.study.claim_lines import CLAIMS_TEXT, HEADS, MARK, ClaimLine, all_claim_lines, unmeasured
 from distill.study.columns import SCORES, show
 from distill.study.rates import load_rates, rate_heads, rate_rows, rates_text
 from distill.study.results import Tree, basis, mean_of, measured, scale_of
@@ -45,10 +45,7 @@ def short_claims(studies: Mapping[str, Tree]) -> str:
     parts = [_claims(told, SHORT_HEADS)]
     if any(line.finding.claim.after for line in told):
         parts.append(f"{MARK} written, or its margin set, when results of the claim were known already.")
-    missing: dict[str, list[str]] = {}
-    for line in lines:
-        if line.finding.difference is None:
-            missing.setdefault(line.study, []).append(f"{line.number}: {line.says}" if line.number else line.says)
+    missing = unmeasured(lines)
     if missing:
         parts.append("Not measured yet:")
         parts.append("\n".join(f"- `{study}`: {'; '.join(says)}" for study, says in missing.items()))

@@ -133,12 +133,12 @@ def rates_text(tree: Tree) -> str:
 
 def rate_heads(tree: Tree) -> list[str]:
     """`variant`, `rate`, and three headings a metric."""
-    return ["variant", "rate", *(f"{c.short}, x{f:g}" for c in _columns(tree) for f in tree["factors"])]
+    return ["variant", "rate", *(f"{c.short}, x{f:g}" for c in rate_columns(tree) for f in tree["factors"])]
 
 
 def rate_rows(tree: Tree) -> list[list[str]]:
     """A row for each arm that was tried: its name, its rate, and its scores under each heading, the best one marked."""
-    columns = _columns(tree)
+    columns = rate_columns(tree)
     return [
         [name, f"{arm['lr']:g}", *(text for column in columns for text in _marked(column, arm, len(tree["factors"])))]
         for name, arm in tree["arms"].items()
@@ -146,7 +146,8 @@ def rate_rows(tree: Tree) -> list[list[str]]:
     ]
 
 
-def _columns(tree: Tree) -> list[Column]:
+def rate_columns(tree: Tree) -> list[Column]:
+    """The scores that some trial has."""
     had = {key for arm in tree["arms"].values() for key in arm["scores"]}
     return [column for column in SCORES if column.key in had]
 

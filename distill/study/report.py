@@ -48,8 +48,11 @@ def page(title: str, body: str, shelf: Shelf) -> str:
     )
 
 
-def study_body(results: Tree, folder: Path, shelf: Shelf) -> str:
-    """All parts of one study. Curves and pictures are those of each variant's first seed."""
+def study_body(results: Tree, folder: Path, shelf: Shelf, verdicts: str = esc(CLAIMS_TEXT)) -> str:
+    """All parts of one study. Curves and pictures are those of each variant's first seed.
+
+    `verdicts`: markup that says how a verdict is made.
+    """
     first = {row["variant"]: folder / row["folder"] for row in reversed(results["rows"])}
     first = {v: first[v] for v in results["variants"] if v in first}
     return Template(_asset("study.html")).substitute(
@@ -59,7 +62,7 @@ def study_body(results: Tree, folder: Path, shelf: Shelf) -> str:
         purpose=esc(results["purpose"]),
         facts=_facts(results),
         notes="".join(f'<p class="note">{esc(note)}</p>' for note in notes(results)),
-        claims=_section("Claims", CLAIMS_TEXT, fragments.claim_list(results)),
+        claims=_section("Claims", verdicts, fragments.claim_list(results)),
         reading=_reading(results),
         scores=fragments.score_table(results),
         paper=_part("In the paper", PAPER_TEXT, fragments.paper_table(results)),

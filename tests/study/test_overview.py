@@ -7,7 +7,7 @@ import io
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from rich.console import Console
 from distill.cli import main
 from distill.study import markdown, runner
 from distill.study.claim_lines import all_claim_lines, claim_lines
+from distill.study.forest import WIDTH, interval_svg, widest
 from distill.study.fragments import claim_list, difference_table
 from distill.study.overview import build_overview
 from distill.study.recipe import read_study
@@ -118,6 +119,64 @@ def test_a_claim_on_the_value_path_shows_the_final_tokens_too_and_mixed_precisio
     assert final.final == ""
 
 
+def test_an_interval_is_drawn_beside_what_was_expected(kept: Path) -> None:
+    line = next(line for line in all_claim_lines(load_studies(kept)) if line.study == "duo")  # 0 within 5 points
+    change = line.finding.difference
+    assert change is not None and change.low is not None and change.high is not None
+    limit = widest([line])
+    assert limit == pytest.approx(100 * max(abs(change.low), abs(change.high)))
+    picture = interval_svg(line, 20.0)
+    left, width = (float(re.search(rf' {name}="([\d.]+)"', picture)[1]) for name in ("x", "width"))
+    zero, low, high = (
+        float(re.search(rule, picture)[1]) for rule in (r"zero\" d=\"M([\d.]+)", r"reach\" d=\"M([\d.]+)", r"H([\d.]+)")
+    )
+    assert left + width / 2 == pytest.approx(zero, abs=0.1) == pytest.approx(WIDTH / 2, abs=0.1)
+    unit = (WIDTH - 8) / 40.0  # px a point
+    assert width == pytest.approx(10 * unit, abs=0.2)
+    assert (low - zero, high - zero) == pytest.approx((100 * change.low * unit, 100 * change.high * unit), abs=0.2)
+    far = interval_svg(line, 1.0)
+    assert "cx" in far and "-" not in re.sub(r"aria-label=\"[^\"]*\"", "", far).split("viewBox")[1]  # ends at the axis
+    assert f'aria-label="{line.measured}, {line.interval}"' in picture
+
+
+def test_no_interval_is_drawn_for_other_units_or_without_a_number(kept: Path) -> None:
+    line = all_claim_lines(load_studies(kept))[0]
+    assert interval_svg(replace(line, scaled=1.0), 20.0) == ""
+    assert widest([replace(line, scaled=1.0)]) == 0.0
+    assert interval_svg(line, widest([])) == ""
+    missing = replace(line, finding=replace(line.finding, difference=None))
+    assert (interval_svg(missing, 20.0), widest([missing])) == ("", 0.0)
+
+
+def test_one_seed_is_a_dot(kept: Path) -> None:
+    results = load_studies(kept)["trio"]
+    results["rows"] = [row for row in results["rows"] if row["seed"] == 0]
+    picture = interval_svg(claim_lines(results)[0], 20.0)
+    low, high = re.search(r"reach\" d=\"M([\d.]+) 9.0H([\d.]+)", picture).groups()
+    assert low == high
+
+
+def test_the_overview_counts_verdicts_and_lists_what_is_not_measured(kept: Path) -> None:
+    studies = load_studies(kept)
+    page = build_overview(studies, kept)
+    assert '<li>1 <span class="verdict reproduced">reproduced</span></li>' in page
+    assert '<li>1 <span class="verdict not-reproduced">not reproduced</span></li>' in page
+    assert "Not measured yet" not in page
+    studies["duo"]["claims"][0]["metric"] = "nothing/measured"
+    page = build_overview(studies, kept)
+    assert (
+        "Not measured yet</h2><ul class='small'><li><a href=\"#duo\">duo</a>: 2: all | tokens stay level</li>" in page
+    )
+    assert page.split('<table class="overview">')[1].split("</table>")[0].count("<tr>") == 1 + 1  # heads, trio's claim
+
+
+def test_how_a_verdict_is_made_is_said_once(kept: Path) -> None:
+    text = rebuild(kept).read_text()
+    assert text.count("How a verdict is made: ") == 1
+    assert text.count('<a href="#claims">above') == 2  # in each study
+    assert '<header id="claims">' in text
+
+
 def test_different_hardware_of_a_pair_is_said(kept: Path) -> None:
     results = load_studies(kept)["trio"]
     for row in results["rows"]:
@@ -138,7 +197,7 @@ def test_a_claim_that_two_studies_make_of_the_same_runs_is_there_once(kept: Path
     lines = all_claim_lines({**studies, "twin": twin})
     assert [line.where for line in lines] == ["duo", "trio (the same runs: twin)"]
     page = build_overview({**studies, "twin": twin}, kept)
-    assert '<a href="#trio">trio</a> (the same runs: twin)</td>' in page
+    assert '<a href="#trio">trio</a> (the same runs: twin): ' in page
     extra = copy.deepcopy(next(row for row in twin["rows"] if row["variant"] == "ibot"))
     twin["rows"].append({**extra, "seed": 9, "address": "of a seed that the other side lacks"})
     assert [line.where for line in all_claim_lines({**studies, "twin": twin})] == ["duo", "trio (the same runs: twin)"]

@@ -87,7 +87,10 @@ def test_the_check_is_kept_and_shown_with_its_study_alone(play: Play, tmp_path: 
     play(keep=kept)
     studies = load_studies(kept)
     assert list(studies) == ["trio"]
-    assert "Learning rates" in build_report(studies["trio"], kept / "trio")
+    page = build_report(studies["trio"], kept / "trio")
+    assert "Learning rates" in page
+    assert '<th colspan="3" class="group">probe</th>' in page
+    assert "<th>x 0.5</th><th>x 1</th><th>x 2</th>" in page
     assert "| ibotpp | " in study_part(studies["trio"], load_rates(kept / "trio"))
     assert "Learning rates" not in study_part(studies["trio"])
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from distill.cli import main
 from distill.errors import UserError
-from distill.study.columns import COLUMNS, show
+from distill.study.columns import COLUMNS, SCORES, show
 from distill.study.effects import effects_svg
 from distill.study.markdown import study_part
 from distill.study.plots import MASKED, VISIBLE, patch_loss_svg
@@ -249,14 +249,38 @@ def test_charts_say_their_units_and_leave_out_what_has_no_data(done: Done) -> No
         row["metrics"] = {"depth/rmse": 0.3, "knn/top1_cls1": 0.4}
     done.results["rows"] = [row for row in done.results["rows"] if row["variant"] != "unmasked"]
     text = effects_svg(done.results)
-    assert ">points<" in text
-    assert ">RMSE<" in text
+    assert ">k-NN, points<" in text
+    assert ">depth, RMSE<" in text
     assert "ibot → ibotpp" in text
     assert "ibot → unmasked" not in text
     done.results["rows"] = [row for row in done.results["rows"] if row["variant"] != "ibotpp"]
     assert effects_svg(done.results) == ""
     curve = {"patch_visible": {"step": [1.0, 2.0], "value": [3.0, 2.0]}}
     assert ">patch loss<" in patch_loss_svg(curve, (0.0, 4.0))
+
+
+def test_charts_of_many_metrics_take_several_rows(done: Done) -> None:
+    sizes = {}
+    for count in (5, 6, len(SCORES)):
+        for row in done.results["rows"]:
+            row["metrics"] = {column.key: 0.3 for column in SCORES[:count]}
+        effects = effects_svg(done.results)
+        box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', effects)
+        assert box
+        sizes[count] = (float(box[1]), float(box[2]))
+        assert all(f">{column.short}, " in effects for column in SCORES[:count])
+    assert sizes[5][0] == sizes[6][0] == sizes[len(SCORES)][0]  # as wide as five
+    assert sizes[5][1] < sizes[6][1] == sizes[len(SCORES)][1]
+
+
+def test_one_hardware_for_all_rows_stands_among_the_facts_alone(done: Done) -> None:
+    page = build_report(done.results, done.folder)
+    assert 'class="made"' not in page
+    assert "<dt>hardware</dt><dd>Test CPU" in page
+    done.results["rows"][0]["environment"] = {"device": "Another CPU"}
+    page = build_report(done.results, done.folder)
+    assert page.count('<th class="made">hardware</th>') == 2  # of the scores and of the costs
+    assert '<td class="made">Another CPU' in page
 
 
 def test_what_is_neither_better_nor_worse_has_no_best_and_no_colour(done: Done) -> None:
