@@ -78,7 +78,7 @@ def _table(
     top = "".join(f'<th colspan="{len(cs)}" class="group">{esc(g)}</th>' for g, cs in groups)
     heads = "".join(f"<th>{esc(c.title)}</th>" for c in columns)
     stands = {variant: basis(results, variant) for variant, _ in rows}
-    unlike = len({hardware for _, hardware in stands.values()}) > 1  # one for all stands among the study's facts
+    unlike = len({hardware for _, hardware in stands.values()} - {""}) > 1  # one for all stands among the facts
     body = []
     for variant, cells in rows:
         head = f'<span class="name">{esc(variant)}</span><span class="about">{esc(title_of(results, variant))}</span>'

@@ -277,6 +277,8 @@ def test_one_hardware_for_all_rows_stands_among_the_facts_alone(done: Done) -> N
     page = build_report(done.results, done.folder)
     assert 'class="made"' not in page
     assert "<dt>hardware</dt><dd>Test CPU" in page
+    without = {**done.results, "rows": [row for row in done.results["rows"] if row["variant"] != "ibotpp"]}
+    assert 'class="made"' not in build_report(without, done.folder)
     done.results["rows"][0]["environment"] = {"device": "Another CPU"}
     page = build_report(done.results, done.folder)
     assert page.count('<th class="made">hardware</th>') == 2  # of the scores and of the costs
