@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -96,16 +97,21 @@ def claim_lines(results: Tree) -> list[ClaimLine]:
 
 
 def all_claim_lines(studies: Mapping[str, Tree]) -> list[ClaimLine]:
-    """The claims of several studies by their numbers; those without one come last. A claim that two studies make of the
-    same runs is there once.
+    """The claims of several studies by their numbers; those without one come last. A claim that several studies make
+    of the same runs is there once, in the words of the one that has most claims of its number.
     """
-    lines: dict[Any, ClaimLine] = {}
-    for results in studies.values():
-        for line in claim_lines(results):
-            key = _same_runs(results, line)
-            first = lines.get(key)
-            lines[key] = line if first is None else replace(first, also=(*first.also, line.study))
-    return sorted(lines.values(), key=lambda line: (line.number is None, line.number or 0))  # stable within a study
+    every = [(_same_runs(tree, line), line) for tree in studies.values() for line in claim_lines(tree)]
+    having = Counter((line.study, line.number) for _, line in every)
+    alike: dict[Any, list[ClaimLine]] = {}
+    for key, line in every:
+        alike.setdefault(key, []).append(line)
+    told = {key: max(lines, key=lambda line: having[line.study, line.number]) for key, lines in alike.items()}
+    kept = [
+        replace(line, also=tuple(other.study for other in alike[key] if other is not line))
+        for key, line in every
+        if line is told[key]  # of equals the first
+    ]
+    return sorted(kept, key=lambda line: (line.number is None, line.number or 0))  # stable within a study
 
 
 def unmeasured(lines: Sequence[ClaimLine]) -> dict[str, list[str]]:

@@ -198,6 +198,9 @@ def test_a_claim_that_two_studies_make_of_the_same_runs_is_there_once(kept: Path
     assert [line.where for line in lines] == ["duo", "trio (the same runs: twin)"]
     page = build_overview({**studies, "twin": twin}, kept)
     assert '<a href="#trio">trio</a> (the same runs: twin): ' in page
+    more = {**twin, "claims": [*twin["claims"], {**twin["claims"][0], "metric": "zeroshot_seg/miou_value"}]}
+    lines = all_claim_lines({**studies, "twin": more})  # in the words of the one that has more to say
+    assert [line.where for line in lines] == ["duo", "twin (the same runs: trio)", "twin"]
     extra = copy.deepcopy(next(row for row in twin["rows"] if row["variant"] == "ibot"))
     twin["rows"].append({**extra, "seed": 9, "address": "of a seed that the other side lacks"})
     assert [line.where for line in all_claim_lines({**studies, "twin": twin})] == ["duo", "trio (the same runs: twin)"]
