@@ -21,6 +21,7 @@ FACTS = SourceFacts(
     "tips:x", "tips", "x", None, None, L14, (0, 0, 0), (1, 1, 1), 2, 0, (32, 32), 448, 0, 0, "",
     variant=official_variants.variant(L14, 32),
 )  # fmt: skip
+LINEAR = {"head": "linear", "cls": "with"}  # on patches with CLS-1 beside them
 
 
 def result(task: str, dataset: str, **metrics: float) -> dict:
@@ -54,7 +55,7 @@ def test_ours_stand_beside_theirs_on_the_same_benchmark_only():
         "zeroshot_seg@train": result("zeroshot_seg", "ade20k training", miou_value=0.25),
         "knn@sketch": result("knn", "imagenet all", top1_cls1=0.6),  # also -A, -R and V2
     }
-    for label, protocol in (("zeroshot_seg@ade", {"prompts": "tcl"}), ("depth", {"head": "linear"})):
+    for label, protocol in (("zeroshot_seg@ade", {"prompts": "tcl"}), ("depth", LINEAR)):
         results[label]["protocol"] = protocol
     found = {key: (row.value, row.source[-8:]) for key, row in beside(FACTS, results).items()}
     assert found == {
@@ -70,7 +71,9 @@ def test_ours_stand_beside_theirs_on_the_same_benchmark_only():
     ("task", "dataset", "metric", "theirs", "other"),
     [
         ("depth", "navi test", "rmse", {"head": "dpt"}, {"head": "linear"}),
-        ("depth", "nyuv2 test", "rmse", {"head": "linear"}, {"head": "dpt"}),
+        ("depth", "nyuv2 test", "rmse", LINEAR, {"head": "dpt", "cls": "with"}),
+        ("depth", "nyuv2 test", "rmse", LINEAR, {"head": "linear", "cls": "without"}),
+        ("linear_seg", "voc21 val", "miou", {"cls": "with"}, {"cls": "without"}),
         ("zeroshot_seg", "ade20k validation", "miou_value", {"prompts": "tcl"}, {"prompts": "plain"}),
     ],
 )
