@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
+from importlib import resources
+
 import pytest
 
 from distill.config.load import load_config
@@ -73,6 +77,21 @@ def test_the_second_stage_costs_what_its_header_says():
     share = operations("pretrain/tipsv2_g14_highres") / operations("pretrain/tipsv2_g14")
     assert round(1 / share) == 6
     assert "a sixth of the first stage's compute" in header(RECIPES["pretrain/tipsv2_g14_highres"]).costs
+
+
+def test_the_second_stage_names_the_tables_that_hold_its_model():
+    rows = json.loads(resources.files("distill.evals").joinpath("published.json").read_text())["TIPSv2 g/14"]
+    tables = sorted({int(row["source"].rpartition(" ")[2]) for row in rows})
+    said = header(RECIPES["pretrain/tipsv2_g14_highres"]).reproduces
+    assert [int(number) for number in re.findall(r"\d+", said.partition("Tables")[2].partition(";")[0])] == tables
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("pretrain/")])
+def test_a_header_that_claims_the_papers_method_says_what_is_not_the_papers(name):
+    said, objective = header(RECIPES[name]).reproduces, load_config(name).config.objective
+    if "the method of the paper but for" in said:
+        assert ("Sinkhorn" in said) == (objective.patch.balance == "sinkhorn")
+        assert ("CLS loss" in said) == (objective.cls.weight != 1.0)
 
 
 def test_pretraining_masks_and_averages_the_head_distillation_does_neither():
