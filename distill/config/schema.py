@@ -2,7 +2,7 @@
 
 Defaults live here and nowhere else. `opt` attaches the accepted values and a help line to each field; validation
 (`distill.config.rules`), `distill check` and the configuration page of the docs all read them from there.
-Defaults are the paper's where it states them, and section 9 of our method notes otherwise.
+Defaults are the paper's where it states them, and otherwise common practice (CLIP's, DINOv2's).
 """
 
 # ruff: noqa: RUF009 (`opt` builds a field)

@@ -1,11 +1,11 @@
 """k-nearest-neighbour classification of images with frozen features.
 
-Protocol (DINOv2's, which the paper follows): the train split's images are the memory. For each test image the k nearest
-by cosine vote for their class with weight exp(cosine / T), T = 0.07; top-1 is the share of test images whose class gets
-most. Features, unit length each: CLS-1, CLS-2, and `patches`, the mean of the final patch tokens. All k of the sweep
-are reported (`top1_cls1_k10`); `top1_cls1` is the best of them, as is usual. k larger than the memory means all of it.
-`top1_constant` always answers the commonest training class. Images are resized to a square (`fit`). Features are kept
-in float32, `memory` GB of them in memory, the rest in temporary files.
+Protocol (DINOv2's; that of TIPS and TIPSv2 is not known here): the train split's images are the memory. For each test
+image the k nearest by cosine vote for their class with weight exp(cosine / T), T = 0.07; top-1 is the share of test
+images whose class gets most. Features, unit length each: CLS-1, CLS-2, and `patches`, the mean of the final patch
+tokens. All k of the sweep are reported (`top1_cls1_k10`); `top1_cls1` is the best of them, as is usual. k larger than
+the memory means all of it. `top1_constant` always answers the commonest training class. Images are resized to a square
+(`fit`). Features are kept in float32, `memory` GB of them in memory, the rest in temporary files.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Linear classification of images with frozen features, over a sweep of learning rates and features.
 
-Protocol (DINOv2's, Oquab et al. 2023, which TIPS v1 and TIPSv2 follow):
+Protocol (DINOv2's, Oquab et al. 2023; that of TIPS and TIPSv2 is not known here):
 
 - Features: CLS-1 (`cls`) of the last block, or of the last four concatenated (`blocks`), each after the model's final
   norm, alone or with the mean of the last block's patches. Named `last1`, `last1_patches`, `last4`, `last4_patches`; a

@@ -3,12 +3,13 @@
     OBJECT/multiview_*/{annotations.json, images/000.jpg, depth/000.png}      (version 1.5: OBJECT/multiview-*/)
     OBJECT/wild_set/{annotations.json, images/000.jpg, depth/000.png}
 
-Protocol of Probe3D (El Banani et al., CVPR 2024), which the papers follow: fitted on the multi-view scenes (`train`),
-evaluated on the images in the wild (`test`), of objects that have both, every fourth image in sorted order, brought to
-a short side of 512 pixels (images antialiased, depth by nearest neighbour), cut to the square around the object. Depth:
-16-bit PNG of inverse depth, 65535 x 10 / value millimetres, 0 = no object. Normals: the mean of the cross products of
-the vectors to the four neighbours at that size, with the focal length of annotations.json brought to it. Probe3D's
-depth probe reaches to 1 m there: `depth.max=1`.
+Protocol of Probe3D (El Banani et al., CVPR 2024), whose split later probes of TIPSv2's authors use (arXiv 2602.24181);
+that of the papers is not known here. Fitted on the multi-view scenes (`train`), evaluated on the images in the wild
+(`test`), of objects that have both, every fourth image in sorted order, brought to a short side of 512 pixels (images
+antialiased, depth by nearest neighbour), cut to the square around the object. Depth: 16-bit PNG of inverse depth,
+65535 x 10 / value millimetres, 0 = no object. Normals: the mean of the cross products of the vectors to the four
+neighbours at that size, with the focal length of annotations.json brought to it. Probe3D's depth probe reaches to 1 m
+there: `depth.max=1`.
 
 Half a metre away the steps of the stored depth are 0.4 mm, those from pixel to pixel 0.2 mm at the size of the files
 and 1 mm at 512: on a sphere of 80 mm normals are wrong by 22 degrees (root mean square) there and by 4 here.
