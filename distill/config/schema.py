@@ -306,7 +306,11 @@ class ObjectiveConfig:
 
 @dataclass
 class OptimConfig:
-    name: str = opt("adamw", "optimiser", choices=("adamw", "adafactor"))
+    name: str = opt(
+        "adamw",
+        "optimiser; adafactor is PyTorch's: it moves a weight by optim.lr times the weight's own root mean square",
+        choices=("adamw", "adafactor"),
+    )
     lr: float = opt(5e-4, "peak learning rate", above=0)
     weight_decay: float = opt(0.05, "decoupled weight decay (not on biases, norms, tokens, positions)", low=0)
     betas: list[float] = opt([0.9, 0.95], "AdamW betas", low=0, below=1)

@@ -126,6 +126,17 @@ def test_names_are_optimisers(learner):
     assert adafactor.state[weight]["row_var"].shape == (weight.shape[0], 1)  # rows and columns instead of entries
 
 
+def test_adafactor_moves_a_weight_by_the_rate_times_its_root_mean_square(learner):
+    """As the help of optim.name says: one rate is another step than AdamW's."""
+    optimizer = optimizer_of(learner, name="adafactor", lr=0.01, weight_decay=0.0)
+    weight = learner.heads.shared.prototypes
+    start = weight.detach().clone()
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    moved = (start - weight.detach()).square().mean().sqrt()
+    torch.testing.assert_close(moved, 0.01 * start.square().mean().sqrt(), rtol=1e-4, atol=0)
+
+
 def test_nothing_to_train_gives_no_optimiser(learner):
     assert build_optimizer([learner.requires_grad_(False)], OptimConfig()) is None
 
