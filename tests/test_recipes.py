@@ -108,6 +108,8 @@ def test_the_arms_of_the_comparison_differ_in_one_key():
     plus = load_config("pretrain/scenes_tiny")
     different = {key for key, value in resolved.values.items() if plus.values[key].value != value.value}
     assert different == {"name", "objective.patch.tokens"}
+    assert resolved.config.teacher.mode == "ema_head"  # the paper's baseline averages the trunk too
+    assert "but with head-only EMA" in header(RECIPES["pretrain/ibot_scenes_tiny"]).reproduces
 
 
 @pytest.mark.parametrize("name", RELEASED)
