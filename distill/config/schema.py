@@ -198,7 +198,12 @@ class TeacherConfig:
 class VisionConfig:
     position_grid: int = opt(32, "side of the learned position grid, resized bilinearly to the crop's grid", low=1)
     gelu: str = opt("tanh", "GELU form", choices=("tanh", "erf"))
-    drop_path: float = opt(0.0, "stochastic depth rate", low=0, below=1)
+    drop_path: float = opt(
+        0.0,
+        "stochastic depth rate; with teacher.mode ema_head, cotrained or none targets come from the same pass",
+        low=0,
+        below=1,
+    )
     kernels: str = opt(
         "xavier",
         "how the blocks' linear layers start: xavier as the paper; fan_in: smaller, learns faster in short runs",

@@ -135,6 +135,17 @@ def test_packed_and_separate_passes_are_one_step(build):
         torch.testing.assert_close(gradient, theirs[name], rtol=1e-3, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize(("mode", "steady"), [("ema", True), ("ema_head", False), ("none", False)])
+def test_dropped_blocks_reach_the_targets_where_the_trunk_is_shared(build, mode, steady):
+    """As the help of vision.drop_path says."""
+    _, assembly, batch = build(**{"teacher.mode": mode, "vision.drop_path": 0.5, "students.0.depth": 4})
+    assembly.distiller.train()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        once, again = (assembly.distiller(batch, 0.07).targets.cls for _ in range(2))
+    assert torch.equal(once, again) == steady
+
+
 def test_a_frozen_teacher_stays_out_and_serves_several_students_with_one_pass(build, small_run):
     teacher_run = small_run("teacher", **{"train.steps": 1})
     two = [{"name": "one", "arch": "tiny/8", "depth": 1}, {"name": "two", "arch": "tiny/8", "depth": 2}]
