@@ -15,7 +15,7 @@ from typing import Any
 
 from distill.models.sources.base import SourceFacts
 
-NOT_THE_SAME = ("_slide", "_chance", "_constant")
+NOT_THE_SAME = {"slide", "chance", "constant", "patches"}  # words in a name of ours
 MILLIONS = {"S": 22, "B": 86, "L": 303, "So400m": 412, "g": 1136}  # image parameters of the released sizes
 TRAINED_HERE = "run"  # kind of a source
 
@@ -71,8 +71,11 @@ def beside(facts: SourceFacts, results: Mapping[str, Mapping[str, Any]]) -> dict
 
 
 def _measures(name: str, metric: str) -> bool:
-    """`i2t_r1_cls2` measures `i2t_r1`; but `miou_value_slide` is not `miou_value`, and a trivial answer is no model."""
-    return name == metric or (name.startswith(f"{metric}_") and not name.endswith(NOT_THE_SAME))
+    """`i2t_r1_cls2` measures `i2t_r1`; but `miou_value_slide` is not `miou_value`, the mean of patches is no CLS token,
+    and a trivial answer no model.
+    """
+    more = name.removeprefix(f"{metric}_")
+    return name == metric or (more != name and NOT_THE_SAME.isdisjoint(more.split("_")))
 
 
 @lru_cache
