@@ -40,7 +40,7 @@ def write(opened: OpenedModel, folder: Path) -> None:
         "model_args": model_args(image),
         "pretrained_cfg": {
             "input_size": [3, side, side], "mean": [0.0, 0.0, 0.0], "std": [1.0, 1.0, 1.0], "crop_pct": 1.0,
-            "interpolation": "bilinear", "num_classes": 0, "first_conv": "patch_embed.proj",
+            "crop_mode": "squash", "interpolation": "bilinear", "num_classes": 0, "first_conv": "patch_embed.proj",
             **({"license": opened.facts.licence} if opened.facts.licence else {}),
         },
     }  # fmt: skip

@@ -39,6 +39,15 @@ def test_timm_builds_the_image_tower_from_the_folder(saved, tmp_path, shape):
     assert "bicubic" in (done.folder / "README.md").read_text()
 
 
+def test_the_transform_of_timm_is_the_models_own(saved, tmp_path):
+    path = saved()
+    done = distill.export(path, "timm", tmp_path / "out")
+    trunk = timm.create_model(f"local-dir:{done.folder}", pretrained=True)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+    theirs = timm.data.create_transform(**timm.data.resolve_model_data_config(trunk))(picture)
+    assert torch.equal(theirs, distill.load(path).preprocess(picture))  # the whole picture, not its middle
+
+
 @torch.no_grad()
 def test_the_size_in_the_card_of_timm_is_the_one_that_it_takes(saved, tmp_path):
     path = saved(size=84)  # positions for 56 px
