@@ -95,7 +95,8 @@ def loading(opened: OpenedModel, name: str) -> tuple[str, list[str]]:
     layouts_said = f"the {vision} layout" + ("" if texts is None else f", `{TEXT}` in the {texts} layout")
     notes = [
         f"`{VISION}` is in {layouts_said}: the official encoder of that framework reads it.",
-        "Preprocessing is 448 pixels there whatever the model was trained at; sides are padded to whole patches.",
+        "The official code preprocesses at 448 pixels whatever the model was trained at; sides are padded to whole "
+        "patches.",
     ]
     if vision == "jax":
         notes += mask_token_lost(opened.model.image)

@@ -104,9 +104,14 @@ def size_of(width: int) -> str:
 def variant(arch: Arch, position_grid: int) -> str | None:
     """The released model of this shape, such as "TIPSv2 L/14"; None when there is none."""
     released = arch.depth == _DEPTHS.get(arch.size) and (arch.ffn == "swiglu") == (arch.size == "g")
-    if not released or arch.patch != 14 or position_grid not in _GENERATIONS or (arch.size, position_grid) == ("S", 32):
+    if not released or not released_positions(arch.patch, position_grid) or (arch.size, position_grid) == ("S", 32):
         return None
     return f"{_GENERATIONS[position_grid]} {arch}"
+
+
+def released_positions(patch: int, position_grid: int) -> bool:
+    """Whether released models have such patches and positions."""
+    return patch == 14 and position_grid in _GENERATIONS
 
 
 def _heads(width: int) -> int:

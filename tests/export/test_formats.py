@@ -74,6 +74,9 @@ def test_official_files_open_as_the_same_model(saved, tmp_path, shape, layouts):
     assert (again.encode_text(["a red disc"]) - model.encode_text(["a red disc"])).abs().max() <= 1e-5
     assert again.temperature.item() == pytest.approx(0.05)
     assert np.load(done.folder / "text.npz")  # without pickles
+    facts = open_model(to_tips.source_of(done.folder)).facts
+    assert again.image_size == facts.image_size == model.image_size == 56
+    assert facts.licence is None  # the released files' is not that of a model of our own
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ from distill.models.text import TextTower
 from distill.models.tokenizers.sentence_piece import SentencePieceTokenizer
 from distill.models.vision import VisionTower
 
-IMAGE_SIZE = 448  # of every released model but TIPS g/14 "low resolution", which looks the same from outside
+# Of every released model but TIPS g/14 "low resolution", which looks the same from outside. Files of a model of our own
+# have its positions' size.
+IMAGE_SIZE = 448
 LICENCE = "CC-BY-4.0"  # of the released weights, by the README of google-deepmind/tips (its code is Apache-2.0)
 
 Tower = TypeVar("Tower", VisionTower, TextTower)
@@ -66,9 +68,10 @@ def open_source(source: str, where: str) -> OpenedModel:
             raise UserError(f"{files.texts.path}: {name} is {temperature:g}; a temperature is above 0.")
     tokenizer = None if files.tokenizer is None else SentencePieceTokenizer.from_file(files.tokenizer)
     facts = _facts(source, files)
+    size = facts.image_size
     if text is None or tokenizer is None:
-        return OpenedModel(source, AdaptedModel(image, IMAGE_SIZE, text, tokenizer, temperature), facts)
-    return OpenedModel(source, ImageTextModel(image, text, tokenizer, temperature, IMAGE_SIZE), facts)
+        return OpenedModel(source, AdaptedModel(image, size, text, tokenizer, temperature), facts)
+    return OpenedModel(source, ImageTextModel(image, text, tokenizer, temperature, size), facts)
 
 
 def describe_source(source: str, where: str) -> SourceFacts:
@@ -144,6 +147,7 @@ def _fill(tower: VisionTower | TextTower, file: _File) -> None:
 def _facts(source: str, files: _Files) -> SourceFacts:
     image, text = files.image, files.text
     grid = image.position_grid
+    variant = official_variants.variant(image.arch, grid)
     if text is None:
         texts = "no text tower: add +TEXT.npz+TOKENIZER.model for tasks with texts"
     elif files.tokenizer is None:
@@ -155,17 +159,17 @@ def _facts(source: str, files: _Files) -> SourceFacts:
         kind="tips",
         where=" + ".join(map(str, files.paths)),
         sha256=files_hash(files.paths),
-        licence=LICENCE,
+        licence=LICENCE if variant else None,
         arch=image.arch,
         mean=NO_NORMALISATION[0],
         std=NO_NORMALISATION[1],
         cls_tokens=image.cls_tokens,
         registers=0,
         position_grid=(grid, grid),
-        image_size=IMAGE_SIZE,
+        image_size=IMAGE_SIZE if official_variants.released_positions(image.patch, grid) else grid * image.patch,
         image_parameters=count(image),
         text_parameters=count(text),
         texts=texts,
         vocabulary=None if text is None or files.tokenizer is None else text.vocabulary,
-        variant=official_variants.variant(image.arch, grid),
+        variant=variant,
     )

@@ -93,8 +93,14 @@ def test_facts_are_the_models(files):
     assert facts.parameters == sum(p.numel() for p in opened.model.parameters()) - 1  # without the temperature
     assert (facts.cls_tokens, facts.registers, facts.position_grid, facts.image_size) == (2, 0, (32, 32), 448)
     line = facts.line()
-    for part in (facts.sha256[:12], "no normalisation", "2 CLS + patches of 14 px", "32x32", "CC-BY"):
+    for part in (facts.sha256[:12], "no normalisation", "2 CLS + patches of 14 px", "32x32", "licence unknown"):
         assert part in line
+
+
+def test_only_a_released_model_has_the_released_licence(files, monkeypatch):
+    source, _ = files("g v2")
+    monkeypatch.setattr(official_variants, "variant", lambda arch, grid: "TIPSv2 g/14")
+    assert describe(source).licence == "CC-BY-4.0"
 
 
 def test_the_models_saved_spec_rebuilds_it(files):
