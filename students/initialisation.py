@@ -80,7 +80,7 @@ def start_text(model: ImageTextModel, name: str, init: str, source: ImageTextMod
             f"tips:VISION.npz+TEXT.npz+TOKENIZER.model."
         )
     if source.tokenizer is None:
-        raise UserError(f"{what} comes without its tokenizer: add +TOKENIZER.model to the source.")
+        raise UserError(f"{what} comes without its tokenizer: add +TOKENIZER.model to a tips: source.")
     if source.tokenizer.state() != model.tokenizer.state():
         raise UserError(f"{what} has another tokenizer, so its embeddings mean other words: use its tokenizer.")
     check_text(init, name, _text_arch(model.text), _text_arch(source.text))

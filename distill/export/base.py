@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.errors import UserError
 from distill.models.sources.base import OpenedModel
-from distill.models.tokenizers import Tokenizer
+from distill.models.tokenizers import STATE, Tokenizer
 from distill.models.tokenizers.hf import HfTokenizer
 from distill.models.tokenizers.sentence_piece import SentencePieceTokenizer
 from distill.models.vision import VisionTower
@@ -148,5 +148,5 @@ def save_tokenizer(tokenizer: Tokenizer | None, folder: Path) -> str | None:
     if isinstance(tokenizer, HfTokenizer):
         (folder / "tokenizer.json").write_text(tokenizer.state()["content"], encoding="utf-8")
         return "tokenizer.json"
-    (folder / "tokenizer_state.json").write_text(json.dumps(tokenizer.state(), indent=1), encoding="utf-8")
-    return "tokenizer_state.json"
+    (folder / STATE).write_text(json.dumps(tokenizer.state(), indent=1), encoding="utf-8")
+    return STATE

@@ -25,7 +25,9 @@ def check(opened: OpenedModel) -> None:
     our_pair(opened, "hf")
     image = opened.model.image
     if image.cls_tokens != 2:
-        raise UserError(f"{opened.source} has 1 CLS token, TIPSv2 in transformers 2. Allowed: --to timm, tips or onnx.")
+        raise UserError(
+            f"{opened.source} has 1 CLS token, TIPSv2 in transformers 2. Allowed: --to timm, tips, onnx or safetensors."
+        )
     if mlp_ratio(image) is None:
         raise UserError(
             f"{opened.source} has a SwiGLU of {image.arch.mlp} channels, transformers only multiples of 8. Allowed: "

@@ -18,6 +18,7 @@ from distill.models.official_variants import GELU, HEAD_CHANNELS, SIZES, TEXT_EP
 from distill.models.sources import open_model
 from distill.models.sources.base import OpenedModel
 from distill.models.text import TextTower
+from distill.models.tokenizers import STATE
 from distill.models.tokenizers.sentence_piece import SentencePieceTokenizer
 from distill.models.vision import VisionTower
 
@@ -76,7 +77,7 @@ def _save(path: Path, tensors: dict[str, Tensor], more: dict[str, np.float32] | 
 
 def source_of(folder: Path) -> str:
     """The `tips:` source that opens the files in `folder`."""
-    names = [name for name in (VISION, TEXT, "tokenizer.model") if (folder / name).is_file()]
+    names = [name for name in (VISION, TEXT, "tokenizer.model", STATE) if (folder / name).is_file()]
     return "tips:" + "+".join(str(folder / name) for name in names)
 
 
@@ -89,9 +90,8 @@ def reload(folder: Path) -> Reloaded:
 def loading(opened: OpenedModel, name: str) -> tuple[str, list[str]]:
     vision, texts = layouts(opened)
     pieces = isinstance(opened.model.tokenizer, SentencePieceTokenizer)
-    parts = "+".join(
-        f"{name}/{file}" for file in [VISION] + [TEXT] * (texts is not None) + ["tokenizer.model"] * pieces
-    )
+    tokenizer = ["tokenizer.model" if pieces else STATE] * (opened.model.tokenizer is not None)
+    parts = "+".join(f"{name}/{file}" for file in [VISION] + [TEXT] * (texts is not None) + tokenizer)
     layouts_said = f"the {vision} layout" + ("" if texts is None else f", `{TEXT}` in the {texts} layout")
     notes = [
         f"`{VISION}` is in {layouts_said}: the official encoder of that framework reads it.",

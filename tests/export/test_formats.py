@@ -15,6 +15,7 @@ from distill.errors import UserError
 from distill.export import registry, to_timm, to_tips
 from distill.export.run import _name
 from distill.models.sources import open_model
+from distill.models.tokenizers.words import WordsTokenizer
 
 SHAPES = [{}, {"ffn": "swiglu"}, {"gelu": "erf", "eps": 1e-5}]
 
@@ -77,6 +78,18 @@ def test_official_files_open_as_the_same_model(saved, tmp_path, shape, layouts):
     facts = open_model(to_tips.source_of(done.folder)).facts
     assert again.image_size == facts.image_size == model.image_size == 56
     assert facts.licence is None  # the released files' is not that of a model of our own
+
+
+def test_official_files_come_back_with_a_tokenizer_of_any_kind(saved, tmp_path):
+    path = saved(tokenizer=WordsTokenizer(["red", "disc", "a"]))
+    done = distill.export(path, "tips", tmp_path / "out")
+    code = (done.folder / "README.md").read_text()
+    assert 'distill.load("tips:out/vision.npz+out/text.npz+out/tokenizer_state.json")' in code
+    again, model = distill.load(to_tips.source_of(done.folder)), distill.load(path)
+    assert torch.allclose(again.encode_text(["a red disc"]), model.encode_text(["a red disc"]), atol=1e-5)
+    (done.folder / "tokenizer_state.json").write_text("{")
+    with pytest.raises(UserError, match=r"Cannot read the tokenizer .*tokenizer_state\.json"):
+        distill.load(to_tips.source_of(done.folder))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from PIL import Image
 import distill
 from distill.errors import UserError
 from distill.models.sources import describe
+from distill.models.tokenizers.words import WordsTokenizer
 
 transformers = pytest.importorskip("transformers", reason="needs transformers: pip install 'everypatch[hf]'")
 pytest.importorskip("transformers.models.tipsv2", reason="this transformers has no TIPSv2 yet: install 5.20 or newer")
@@ -42,6 +43,14 @@ def test_what_is_read_back_has_the_length_of_texts_and_the_size_of_images(saved,
     assert torch.equal(own.preprocess(picture), model.preprocess(picture))
     long = ["a red disc on a wall " * 20]
     assert torch.allclose(own.encode_text(long), model.encode_text(long), atol=1e-5)
+
+
+def test_what_is_read_back_has_a_tokenizer_of_any_kind(saved, tmp_path):
+    path = saved(tokenizer=WordsTokenizer(["red", "disc", "a"]))
+    done = distill.export(path, "hf", tmp_path / "out")
+    again, model = distill.load(f"hf:{done.folder}"), distill.load(path)
+    assert torch.allclose(again.encode_text(["a red disc"]), model.encode_text(["a red disc"]), atol=1e-5)
+    assert "no tokenizer" not in describe(f"hf:{done.folder}").texts
 
 
 @pytest.mark.parametrize(

@@ -28,15 +28,13 @@ from distill.models.positions import sinusoids
 from distill.models.sources.base import NO_NORMALISATION, OpenedModel, SourceFacts, count, files_hash
 from distill.models.sources.hub import NotHere, cached_file, fetch_failed, missing_weights
 from distill.models.text import TextTower
-from distill.models.tokenizers import Tokenizer
-from distill.models.tokenizers.hf import HfTokenizer
-from distill.models.tokenizers.sentence_piece import SentencePieceTokenizer
+from distill.models.tokenizers import STATE, read_tokenizer
 from distill.models.vision import NORM_EPS, VisionTower
 from distill.models.weights import read_weights
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PREPROCESSOR = "preprocessor_config.json"
-TOKENIZERS = ("tokenizer.model", "tokenizer.json")
+TOKENIZERS = ("tokenizer.model", "tokenizer.json", STATE)
 VISION, TEXT = "vision_encoder.", "text_encoder."
 ACTIVATIONS = {"gelu": "erf", "gelu_pytorch_tanh": "tanh"}
 # names that versions of transformers wrote for the same array
@@ -74,7 +72,7 @@ def open_source(source: str, where: str) -> OpenedModel:
     temperature = _temperature(source, folder, arrays)
     if folder.tokenizer is None:
         return OpenedModel(source, AdaptedModel(image, facts.image_size, text, None, temperature), facts)
-    tokenizer = _tokenizer(folder.tokenizer)
+    tokenizer = read_tokenizer(folder.tokenizer)
     return OpenedModel(source, ImageTextModel(image, text, tokenizer, temperature, facts.image_size), facts)
 
 
@@ -272,12 +270,6 @@ def _temperature(source: str, folder: _Folder, arrays: Mapping[str, torch.Tensor
     if found is None or not 0 < float(found) < float("inf"):
         raise UserError(f"{source}: temperature_init_value in {CONFIG} is {found}: it must be a number above 0.")
     return float(found)
-
-
-def _tokenizer(path: Path) -> Tokenizer:
-    if path.suffix == ".model":
-        return SentencePieceTokenizer.from_file(path)
-    return HfTokenizer(path.read_text(encoding="utf-8"), str(path))
 
 
 def _facts(source: str, where: str, folder: _Folder, towers: tuple[VisionTower, TextTower | None]) -> SourceFacts:

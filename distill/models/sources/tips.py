@@ -1,7 +1,8 @@
 """`tips:VISION.npz[+TEXT.npz][+TOKENIZER.model]`: the official TIPS and TIPSv2 files, as a model of ours.
 
 PyTorch and JAX files, every size; which is which, and the variant, follow from the arrays (`distill.models.official`).
-The text file and the tokenizer can be left out: then the model has no text tower, or cannot encode texts.
+The text file and the tokenizer can be left out: then the model has no text tower, or cannot encode texts. In place of
+TOKENIZER.model a .json serves that `distill export` wrote for a tokenizer of another kind.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from distill.models.pair import ImageTextModel
 from distill.models.positions import sinusoids
 from distill.models.sources.base import NO_NORMALISATION, OpenedModel, SourceFacts, count, files_hash
 from distill.models.text import TextTower
-from distill.models.tokenizers.sentence_piece import SentencePieceTokenizer
+from distill.models.tokenizers import read_tokenizer
 from distill.models.vision import VisionTower
 
 # Of every released model but TIPS g/14 "low resolution", which looks the same from outside. Files of a model of our own
@@ -66,7 +67,7 @@ def open_source(source: str, where: str) -> OpenedModel:
         temperature = float(read_arrays(files.texts.path, [name])[name])
         if temperature <= 0:
             raise UserError(f"{files.texts.path}: {name} is {temperature:g}; a temperature is above 0.")
-    tokenizer = None if files.tokenizer is None else SentencePieceTokenizer.from_file(files.tokenizer)
+    tokenizer = None if files.tokenizer is None else read_tokenizer(files.tokenizer)
     facts = _facts(source, files)
     size = facts.image_size
     if text is None or tokenizer is None:
@@ -83,7 +84,7 @@ def _look(where: str) -> _Files:
     found: dict[str, _File] = {}
     tokenizer: Path | None = None
     for path in (Path(part).expanduser() for part in where.split("+") if part):
-        if path.suffix == ".model":
+        if path.suffix in (".model", ".json"):
             if not path.is_file():
                 raise UserError(f"No tokenizer file at {path}. Give the path of the released tokenizer.model.")
             tokenizer = path

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from distill.config.schema import TextConfig
@@ -15,7 +17,9 @@ from distill.models.tokenizers.open_clip import OpenClipTokenizer
 from distill.models.tokenizers.sentence_piece import SentencePieceTokenizer
 from distill.models.tokenizers.words import WordsTokenizer
 
-__all__ = ["Encoded", "Tokenizer", "build_tokenizer", "load_tokenizer"]
+__all__ = ["STATE", "Encoded", "Tokenizer", "build_tokenizer", "load_tokenizer", "read_tokenizer"]
+
+STATE = "tokenizer_state.json"  # beside an export: the `state()` of a tokenizer that has no usual file
 
 _LOADERS: dict[str, Callable[[dict[str, Any]], Tokenizer]] = {
     "words": lambda state: WordsTokenizer(state["words"]),
@@ -50,3 +54,21 @@ def load_tokenizer(state: dict[str, Any]) -> Tokenizer:
     if kind not in _LOADERS:
         raise unknown("tokenizer kind", str(kind), _LOADERS)
     return _LOADERS[kind](state)
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a file: SentencePiece's .model, Hugging Face's tokenizer.json, or a STATE that an export wrote.
+
+    Raises `UserError` for a damaged file.
+    """
+    if path.suffix == ".model":
+        return SentencePieceTokenizer.from_file(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.name != STATE:
+            return HfTokenizer(text, str(path))
+        return load_tokenizer(json.loads(text))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"Cannot read the tokenizer {path}: {error}. Give the file that was written with it."
+        ) from error
