@@ -10,6 +10,8 @@ import numpy as np
 from distill.config.schema import ScenesConfig
 from distill.data.sample import Sample
 from distill.data.scenes import THINGS, SceneSource
+from distill.data.scenes.source import MAX_SIZE, MIN_SIZE
+from distill.errors import UserError
 from distill.evals.datasets.base import CAPTIONS, DEPTH, LABELS, MASKS, NORMALS, TRAIN, EvalDataset, Item
 from distill.evals.datasets.source import source_item
 
@@ -33,6 +35,11 @@ def open_scenes(
     The test split never overlaps training scenes.
     """
     render = side or size or ScenesConfig().size
+    if not MIN_SIZE <= render <= MAX_SIZE:
+        raise UserError(
+            f"Scenes cannot be rendered at {render} pixels. Allowed: {MIN_SIZE} to {MAX_SIZE}. Write scenes:PIXELS, "
+            f"such as scenes:64; images are then resized to the size that is asked for."
+        )
     source = scene_source(render, samples or DEFAULT_SAMPLES, split)
     flat, length = source_item(source, None, partial(dominant_thing, source.classes))
 

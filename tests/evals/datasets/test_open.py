@@ -170,3 +170,10 @@ def test_prompt_names_must_match_the_classes():
 
     with pytest.raises(UserError, match="2 entries for 1 classes"):
         EvalDataset("d", 8, lambda i: None, 0, frozenset(), ["a"], ["a", "b"])
+
+
+def test_scenes_of_a_size_that_cannot_be_rendered_are_refused_by_what_was_asked():
+    for word, size in (("scenes:8", None), ("scenes", 512)):
+        with pytest.raises(UserError, match=rf"at {size or 8} pixels\. Allowed: 32 to 448\. Write scenes:PIXELS"):
+            open_dataset(word, samples=1, size=size)
+    assert open_dataset("scenes:448", samples=1, size=512).size == 512
