@@ -10,6 +10,7 @@ from distill.evals.registry import find_task
 from distill.evals.report import figure, identity, unit_of, versions
 from distill.evals.store import read_results, same_model
 from distill.models.sources.base import OpenedModel
+from distill.models.sources.origins import read_origins, run_folder
 
 
 def card(
@@ -41,6 +42,11 @@ def card(
         ]  # fmt: skip
     lines += ["", "## Where it comes from", "", f"- Source: `{facts.source}`, SHA-256 `{facts.sha256 or 'unknown'}`"]
     lines += [f"- Licence: {facts.licence or 'unknown; that of the training data and of any teacher applies'}"]
+    lines += [
+        f"- Made from `{origin['source']}` ({origin['key']}): licence {origin['licence'] or 'unknown'}, SHA-256 "
+        f"`{origin['sha256'] or 'unknown'}`"
+        for origin in read_origins(facts)
+    ]
     lines += [f"- {key}: {value}" for key, value in recipe]
     lines += ["", "## Evaluation", "", *_evaluations(opened), ""]
     lines += ["## Made with", "", ", ".join(f"{name} {value}" for name, value in versions().items()), ""]
@@ -64,16 +70,9 @@ def tokenising(tokenizer: str | None, context: int) -> list[str]:
     ]
 
 
-def run_folder(opened: OpenedModel) -> Path | None:
-    """The folder of the run that the model is from, where it is one."""
-    if opened.facts.kind != "run":
-        return None
-    return next((parent for parent in Path(opened.facts.where).parents if (parent / "resolved.yaml").is_file()), None)
-
-
 def _recipe(opened: OpenedModel) -> list[tuple[str, str]]:
     """Recipe and teacher, from the run's own record."""
-    folder = run_folder(opened)
+    folder = run_folder(opened.facts)
     if folder is None:
         return [("Recipe and teacher", "unknown: the source is no run's folder")]
     import yaml
@@ -88,7 +87,7 @@ def _recipe(opened: OpenedModel) -> list[tuple[str, str]]:
 
 def _evaluations(opened: OpenedModel) -> list[str]:
     """A table of every results file of `distill eval` in the run's folder that is of this model."""
-    folder, own = run_folder(opened), identity(opened.model)
+    folder, own = run_folder(opened.facts), identity(opened.model)
     rows = []
     for file in sorted(folder.rglob("*.json")) if folder is not None else []:
         content = read_results(file) if _holds_results(file) else None

@@ -25,7 +25,7 @@ from distill.training.keep_targets import keep_targets
 from distill.training.live_eval import check_live_evaluation, check_live_models, is_headline, live_evaluation
 from distill.training.loop import Hooks, TrainState, train
 from distill.training.metrics import MetricLog
-from distill.training.papers import PAPERS, write_papers
+from distill.training.papers import PAPERS, kept_sources, taken_from, write_papers
 from distill.training.progress import TrainingProgress
 from distill.training.receipts import receipts
 from distill.training.stage import start_stage
@@ -91,7 +91,10 @@ def run(
     loader = built.loader(state.step, state.data)
     state.data = loader.state
     if built.fabric.is_global_zero:  # only now: what may not be resumed keeps the papers that it had
-        write_papers(folder, resolved, built.fabric, counts.as_dict())
+        sources = kept_sources(folder) if resumed else None  # what it began with may not be there any more
+        if sources is None:
+            sources = taken_from(built.cfg, built.assembly.opened)
+        write_papers(folder, resolved, built.fabric, counts.as_dict(), sources)
     _prepare(built, state, console)
     result = _train(state, built.assembly, loader, folder, console)
     leave(built.fabric)

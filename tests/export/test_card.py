@@ -18,6 +18,7 @@ from distill.export import run as export_run
 from distill.export.base import save_tokenizer
 from distill.export.card import tokenising
 from distill.models.sources.base import OpenedModel
+from distill.models.sources.file import save_safetensors
 from distill.models.sources.timm import as_tower
 
 
@@ -47,6 +48,24 @@ def test_the_verb_writes_a_run_with_its_recipe_and_results(small_run, tmp_path, 
     assert "another" not in card
     assert main(["export", "run:a", "--to", "safetensors"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+def test_the_card_names_what_the_model_was_made_from_with_its_licence(small_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = "file:given.safetensors"
+    small_run("a", **{"train.steps": 1})
+    save_safetensors(distill.load("run:a"), tmp_path / "given.safetensors", licence="CC-BY-4.0")
+    small_run("b", **{"train.steps": 1, "teacher.mode": "frozen", "teacher.source": given})
+    small_run("c", **{"train.steps": 1, "text.init": "run:b"})
+    second = {"train.stage_from": "run:c", "train.checkpoint_every": 1}
+    small_run("d", **second, **{"train.steps": 1})
+    for name in ("b", "c"):
+        (tmp_path / name).rename(tmp_path / f"moved-{name}")
+    small_run("d", resume=True, **second, **{"train.steps": 2})
+    distill.export("run:d", "safetensors")
+    card = (tmp_path / "d-safetensors" / "README.md").read_text()
+    assert "- Made from `run:c` (train.stage_from): licence unknown, SHA-256 `" in card
+    assert f"- Made from `{given}` (train.stage_from, text.init, teacher.source): licence CC-BY-4.0, SHA-256 `" in card
 
 
 def test_the_card_shows_how_texts_become_ids(small_run, tmp_path, monkeypatch):

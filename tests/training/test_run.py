@@ -25,6 +25,7 @@ from distill.training import checkpoint, precision
 from distill.training.distiller import Distiller
 from distill.training.guard import Collapse
 from distill.training.metrics import MetricLog, read_metrics
+from distill.training.papers import PAPERS
 from distill.training.run import _report_lost, run
 
 
@@ -75,7 +76,7 @@ def test_a_run_writes_its_papers_and_trains(small_run):
     folder = result.folder
     assert result.finished
     assert result.step == 6
-    for name in ("config.yaml", "resolved.yaml", "env.json", "receipts.json", "metrics.csv", "progress.json"):
+    for name in (*PAPERS, "metrics.csv", "progress.json"):
         assert (folder / name).stat().st_size > 0, name
     rows = read_metrics(folder / "metrics.csv")
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
@@ -262,12 +263,11 @@ def test_resume_under_another_objective_is_refused(small_run):
 
 def test_a_refused_resume_leaves_the_papers_as_they_were(small_run):
     folder = small_run().folder
-    papers = ("config.yaml", "resolved.yaml", "env.json", "receipts.json")
-    before = [(folder / name).read_text() for name in papers]
+    before = [(folder / name).read_text() for name in PAPERS]
     for changes in ({"views.flip": 0.1}, {"seed": 9}):
         with pytest.raises(UserError):
             small_run(resume=True, **changes, **{"train.steps": 6})
-    assert [(folder / name).read_text() for name in papers] == before
+    assert [(folder / name).read_text() for name in PAPERS] == before
 
 
 def test_a_resumed_run_says_what_it_does_otherwise(tmp_path: Path, small, small_run, capsys):
