@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import secrets
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from distill.config.schema import LogConfig
 from distill.errors import UserError
+
+WANDB_ID = "wandb_id"  # a file in the run's folder
 
 
 class MetricLog:
@@ -18,7 +22,7 @@ class MetricLog:
         self.columns: list[str] = []
         self._keep_until(start_step)
         self.board = _tensorboard(folder, start_step) if cfg.tensorboard else None
-        self.wandb = _wandb(cfg.wandb, folder, run_name, config) if cfg.wandb else None
+        self.wandb = _wandb(cfg.wandb, folder, run_name, config, start_step) if cfg.wandb else None
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Appends a row; new columns rewrite the file once with empty cells before them.
@@ -90,11 +94,26 @@ def _tensorboard(folder: Path, start_step: int) -> Any:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
 
 
-def _wandb(project: str, folder: Path, run_name: str, config: dict[str, Any]) -> Any:
-    try:
-        import wandb
-    except ImportError as error:
+def check_logging(cfg: LogConfig) -> None:
+    """Raises UserError where metrics are to go somewhere that this machine lacks the package for."""
+    if cfg.wandb and find_spec("wandb") is None:
         raise UserError(
-            f"log.wandb={project} needs the package wandb: pip install 'everypatch[wandb]', or set log.wandb=null."
-        ) from error
-    return wandb.init(project=project, name=run_name, dir=str(folder), config=config, resume="allow", id=run_name)
+            f"log.wandb={cfg.wandb} needs the package wandb: pip install 'everypatch[wandb]', or set log.wandb=null."
+        )
+
+
+def _wandb(project: str, folder: Path, run_name: str, config: dict[str, Any], start_step: int) -> Any:
+    check_logging(LogConfig(wandb=project))
+    import wandb
+
+    identity = _wandb_id(folder / WANDB_ID, run_name, start_step)
+    return wandb.init(project=project, name=run_name, dir=str(folder), config=config, resume="allow", id=identity)
+
+
+def _wandb_id(file: Path, run_name: str, start_step: int) -> str:
+    """What a resumed run is known by there, and no other: rows of steps that an id has already are dropped."""
+    if start_step > 0:
+        return file.read_text() if file.exists() else run_name  # as it was for all
+    identity = secrets.token_hex(8)
+    file.write_text(identity)
+    return identity

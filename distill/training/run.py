@@ -24,7 +24,7 @@ from distill.training.guard import Guard
 from distill.training.keep_targets import keep_targets
 from distill.training.live_eval import check_live_evaluation, check_live_models, is_headline, live_evaluation
 from distill.training.loop import Hooks, TrainState, train
-from distill.training.metrics import MetricLog
+from distill.training.metrics import MetricLog, check_logging
 from distill.training.papers import PAPERS, kept_sources, taken_from, write_papers
 from distill.training.progress import TrainingProgress
 from distill.training.receipts import receipts
@@ -73,6 +73,7 @@ def run(
     resolved.require_complete()
     folder = Path(runs) / (cfg.name or Path(str(recipe)).stem)
     console = console or Console(stderr=True)
+    check_logging(cfg.log)
     finished = _prepare_folder(folder, resume, cfg, dry_run, console)
     if finished is not None:
         return finished

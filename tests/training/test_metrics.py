@@ -45,3 +45,30 @@ def test_wandb_without_the_extra_says_what_to_install(tmp_path: Path, monkeypatc
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"everypatch\[wandb\]"):
         MetricLog(tmp_path, LogConfig(tensorboard=False, wandb="p"), 0, "r", {})
+
+
+def test_wandb_knows_a_resumed_run_again_and_no_other_of_its_name(tmp_path: Path, monkeypatch):
+    import sys
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+
+    known: list[str] = []
+    fake = ModuleType("wandb")
+    fake.__spec__ = ModuleSpec("wandb", None)
+    fake.init = lambda **settings: known.append(settings["id"])
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for folder, step in (("one", 0), ("one", 5), ("two", 0), ("one", 0)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        MetricLog(tmp_path / folder, LogConfig(tensorboard=False, wandb="p"), step, "same", {})
+    first, resumed, elsewhere, anew = known
+    assert first == resumed
+    assert len({first, elsewhere, anew}) == 3
+
+
+def test_wandb_without_the_extra_is_told_before_anything_is_built(small_run, tmp_path: Path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"everypatch\[wandb\]"):
+        small_run("a", **{"log.wandb": "p"})
+    assert not (tmp_path / "a").exists()
