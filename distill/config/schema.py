@@ -222,7 +222,9 @@ class TextConfig:
     context: int = opt(64, "longest caption in tokens; longer ones are cut and counted", low=1)
     dropout: float = opt(0.0, "dropout in the text tower", low=0, below=1)
     tokenizer: str = opt(
-        "words", "words: trained on the captions; clip: open_clip's BPE; or a SentencePiece .model path"
+        "words",
+        "words: trained on the captions, or those of the run that text.init names; clip: open_clip's BPE; or a "
+        "SentencePiece .model path",
     )
     vocabulary: int = opt(4096, "with words: largest vocabulary", low=8)
 

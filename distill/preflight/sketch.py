@@ -21,7 +21,7 @@ from distill.models.sources.hub import NotHere
 from distill.models.tokenizers import build_tokenizer
 from distill.training.assemble import check_words
 from distill.training.learner import Learner, freeze_unused
-from distill.training.stage import tokenizer_of
+from distill.training.stage import tokenizer_of, words_of
 from teachers.heads import feature_widths, settle
 from teachers.heads.fitted import FittedHeads
 from teachers.heads.own import check_heads
@@ -119,6 +119,13 @@ def _tokenizer(config: Config, opened: Frozen | None, notes: list[str]) -> Any:
             words = tokenizer_of(earlier)
         if words is not None:
             check_words(config, words, earlier)
+            return words
+    if text.tokenizer == "words":
+        words = None
+        with contextlib.suppress(UserError):  # as above
+            words = words_of(text.init)
+        if words is not None:
+            check_words(config, words, text.init)
             return words
     if text.tokenizer == MISSING:
         notes.append(f"text.tokenizer is still to be given: {ASSUMED_VOCABULARY:,} tokens are assumed")

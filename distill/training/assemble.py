@@ -20,7 +20,7 @@ from distill.training.distiller import Distiller
 from distill.training.learner import Learner, freeze_unused
 from distill.training.optim import build_optimizer
 from distill.training.spare import Spare
-from distill.training.stage import tokenizer_of
+from distill.training.stage import tokenizer_of, words_of
 from teachers.base import NoTargets, Teacher
 from teachers.cotrained import CotrainedTeacher
 from teachers.ema import EmaTeacher
@@ -95,8 +95,8 @@ def choose_tokenizer(
 ) -> Tokenizer:
     """What the recipe names; but a text tower brings its own: a frozen teacher's, or the words of an earlier run.
 
-    That is the run that is `resumed`, or else its first stage. Raises UserError where captions are contrasted and the
-    earlier run had none, so that it knows no word.
+    That is the run that is `resumed`, or else its first stage, or else the one that `text.init` names. Raises UserError
+    where captions are contrasted and the earlier run had none, so that it knows no word.
     """
     earlier = resumed or cfg.train.stage_from
     own = opened.model.tokenizer if opened is not None and cfg.text.init in ("teacher", "selection") else None
@@ -104,6 +104,8 @@ def choose_tokenizer(
         found, where = own, opened.source
     elif earlier is not None and cfg.text.tokenizer == "words":
         found, where = tokenizer_of(earlier), str(earlier)
+    elif cfg.text.tokenizer == "words" and (words := words_of(cfg.text.init)) is not None:
+        found, where = words, cfg.text.init
     else:
         return build_tokenizer(cfg.text, captions, needed=cfg.objective.contrastive.weight != 0)
     check_words(cfg, found, where)

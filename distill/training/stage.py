@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from distill.config.schema import Config
 from distill.errors import UserError
-from distill.models.loading import find_checkpoint, read_checkpoint
+from distill.models.loading import entry_of, find_checkpoint, read_checkpoint
+from distill.models.source_kinds import split
+from distill.models.sources.run import read
 from distill.models.tokenizers import Tokenizer, load_tokenizer
+from distill.models.tokenizers.words import WordsTokenizer
 from distill.training.fingerprint import name_of
 from distill.training.learner import Learner
 from distill.training.learner_io import load_learner
+from students.initialisation import FROM_TEACHER
 from teachers.frozen import FrozenTeacher
 
 if TYPE_CHECKING:
@@ -68,6 +72,16 @@ def tokenizer_of(run: str | Path) -> Tokenizer:
     """The tokenizer of a run of ours, or of one of its checkpoints."""
     saved = read_stage(run)
     return load_tokenizer(next(iter(saved["students"].values()))["spec"]["tokenizer"])
+
+
+def words_of(init: str) -> WordsTokenizer | None:
+    """The words that the run or model of ours which `text.init` names was trained with; None for any other start."""
+    kind, where = split(init)
+    if init in ("scratch", *FROM_TEACHER) or kind != "run":
+        return None
+    file, content, name = read(where)
+    tokenizer = load_tokenizer(entry_of(content, name, str(file))["spec"]["tokenizer"])
+    return tokenizer if isinstance(tokenizer, WordsTokenizer) else None
 
 
 def _same_teacher(saved: dict[str, Any], assembly: Assembly, cfg: Config) -> bool:

@@ -382,6 +382,16 @@ def test_a_second_stage_keeps_the_words_of_the_first(small_run, saved):
     assert second["students"]["student"]["spec"]["tokenizer"] == spec[0]
 
 
+def test_a_text_tower_of_another_run_brings_its_words(small_run, saved):
+    first = small_run("first", **{"text.vocabulary": 24}).folder
+    start = {"text.init": f"run:{first}", "data.scenes.seed": 3, "text.vocabulary": 30}  # other words there are
+    second = saved(small_run("second", **start, **{"train.checkpoint_every": 1, "train.steps": 1}).folder)
+    spec = [content["students"]["student"]["spec"]["tokenizer"] for content in (saved(first), second)]
+    assert spec[0] == spec[1]
+    with pytest.raises(UserError, match="has another tokenizer"):
+        small_run("third", **start, **{"text.tokenizer": "clip"})
+
+
 def test_a_second_stage_without_averages_may_follow_a_run_without_targets(small_run):
     first = small_run("plain", **{"objective.patch.weight": 0.0, "objective.cls.weight": 0.0})
     small_run("second", **{"train.stage_from": str(first.folder), "teacher.mode": "none"})
