@@ -63,6 +63,11 @@ def batch(config: Config) -> Iterator[Finding]:
             f"{text} {counts}; nearest that do: {', '.join(map(str, near))}",
         )
         return
+    cls, images = config.objective.cls, train.batch // train.accumulate
+    if images == 1 and cls.weight > 0 and cls.balance == "sinkhorn" and cls.target != "features":
+        text = "objective.cls.balance: sinkhorn balances each micro-batch, and 1 image's target comes out uniform"
+        fix = "raise train.batch, lower train.accumulate or set it to center"
+        yield Finding(("objective.cls.balance", "train.batch", "train.accumulate"), f"{text}; {fix}", warning=True)
     contrastive, pairs = config.objective.contrastive, train.batch
     keys = ("train.batch", "train.accumulate", "objective.contrastive.weight", "objective.contrastive.negatives")
     if contrastive.negatives == "micro":

@@ -238,6 +238,11 @@ WARNED = [
     (DISTIL, ["text.init=teacher", "text.freeze=true", "students.freeze=[text]"], "text is already frozen"),
     (SMALL, ["text.tokenizer=clip", "text.vocabulary=99"], "text.vocabulary: not used"),
     (SMALL, ["objective.cls.teacher_temperature=0.2"], "softer than the student invite collapse"),
+    (
+        SMALL,
+        ["objective.contrastive.weight=0", "train.batch=4", "train.accumulate=4", "objective.cls.balance=sinkhorn"],
+        "objective.cls.balance: sinkhorn balances each micro-batch, and 1 image's target comes out uniform",
+    ),
     (SMALL, ["optim.name=adafactor", "optim.betas=[0.9, 0.99]"], "optim.betas: not used by adafactor"),
     (SMALL, ["mask.ratio=0", "mask.kind=block"], "mask.kind: not used, as mask.ratio is 0"),
     (SMALL, ["students.arch=g/8", "vision.gelu=erf"], "vision.gelu: not used, as the feed-forward layers of g/8"),
