@@ -83,10 +83,21 @@ def read_checkpoint(
     except FileNotFoundError:
         raise UserError(f"No checkpoint at {file}.") from None
     except Exception as error:  # the unpickler and the zip reader raise many types for a damaged or foreign file
-        raise UserError(f"Cannot read {file}: it is truncated, damaged or not a checkpoint of ours.") from error
+        text = f"Cannot read {file}: it is truncated, damaged or not a checkpoint of ours."
+        if (before := _before(file)) is not None:
+            text += f" The one before is {before}: to go on from there remove the damaged one."
+        raise UserError(text) from error
     if not isinstance(content, dict):
         raise UserError(f"{file} is not a checkpoint of ours: it holds a {type(content).__name__}.")
     return shard_files.place(content, like)
+
+
+def _before(file: Path) -> Path | None:
+    """The checkpoint of the same run that is older than `file` by the fewest steps."""
+    steps = {int(match[1]): path for path in file.parent.iterdir() if (match := _STEP.fullmatch(path.name))}
+    own = _STEP.fullmatch(file.name)
+    older = [step for step in steps if own is not None and step < int(own[1])]
+    return steps[max(older)] if older else None
 
 
 def entry_of(content: dict[str, Any], name: str | None, origin: str) -> dict[str, Any]:

@@ -78,6 +78,16 @@ def test_truncated_files(run):
             load(run)
 
 
+def test_a_damaged_checkpoint_is_told_with_the_one_before(run):
+    good = find_checkpoint(run)
+    damaged = good.with_name("step_99999999.pt")
+    damaged.write_bytes(good.read_bytes()[:100])
+    with pytest.raises(UserError, match=rf"The one before is {good}: to go on from there remove the damaged one"):
+        load(run)
+    damaged.unlink()
+    load(run)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
