@@ -18,8 +18,9 @@ from torch.nn.utils import clip_grad_norm_
 
 from distill.config.schema import Config
 from distill.data.loader import Failures
+from distill.errors import UserError
 from distill.models.sharding import whole
-from distill.objectives.distributed import all_reduce_sum
+from distill.objectives.distributed import all_gather_objects, all_reduce_sum
 from distill.objectives.prototypes import PrototypeTargets
 from distill.training.distiller import Distiller, StepOutput
 from distill.training.guard import Guard, diagnose, over_ranks
@@ -97,8 +98,12 @@ class Means:
 
 
 def train(state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
-    """Trains from `state.step` to the end; raises Interrupted when stopped, Collapse when the guard stops it."""
+    """Trains from `state.step` to the end; raises Interrupted when stopped, Collapse when the guard stops it.
+
+    Too many failures of data on one rank stop all of them, with the same UserError: none is left waiting for another.
+    """
     cfg = state.cfg
+    problem: UserError | None = None
     means = Means()
     vote = StopVote(state.fabric)
     with StopRequest() as stop:
@@ -112,14 +117,28 @@ def train(state: TrainState, batches: Iterator[Batch], hooks: Hooks) -> None:
             output, extra = optimiser_step(state, micro)
             means.add(output.parts | extra | {"loss": output.loss})
             for batch in micro:
-                state.failures.add(batch)
+                problem = _failed(state, batch) or problem
                 state.cut += batch.cut
             state.seconds += time.monotonic() - began
             _after_step(state, hooks, means, output, sum(len(b) for b in micro), waited)
-            if vote.passed(stop.asked) and state.step < cfg.train.steps:
+            if vote.passed(stop.asked or problem is not None) and state.step < cfg.train.steps:
+                for told in all_gather_objects(problem):
+                    if told is not None:
+                        raise told
                 state.guard.check_finite(state.step)
                 hooks.save(state)
                 raise Interrupted
+
+
+def _failed(state: TrainState, batch: Batch) -> UserError | None:
+    """Counts what of a batch could not be used; what is wrong where that is too much. Raises it in a single process."""
+    try:
+        state.failures.add(batch)
+    except UserError as error:
+        if state.fabric.world_size == 1:
+            raise
+        return error
+    return None
 
 
 def optimiser_step(state: TrainState, micro: list[Batch]) -> tuple[StepOutput, dict[str, Tensor]]:

@@ -113,6 +113,43 @@ def test_two_processes_are_one(tmp_path: Path, small, small_run):
     assert small_run("two", resume=True, **longer).step == 4
 
 
+FAILING = """
+import os, sys
+from distill.cli import main
+from distill.data.failures import Failures
+from distill.errors import UserError
+
+add = Failures.add
+
+def fails_on_one_rank(self, batch):
+    add(self, batch)
+    if os.environ["RANK"] == "1":
+        raise UserError("half of the samples could not be used")
+
+Failures.add = fails_on_one_rank
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_too_many_failures_on_one_rank_stop_both_with_one_error(tmp_path: Path, small):
+    keys = words(tmp_path, small(name="a", **{"train.devices": 2}))[2:]
+    alike = {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    alike |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", FAILING, *keys],
+            env=ENVIRONMENT | alike | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    for process in started:
+        told = process.communicate(timeout=280)[1]
+        assert process.returncode == 2, told[-3000:]
+        assert "error: half of the samples could not be used" in told
+
+
 # Nothing depends on how many steps there are to be: a run may go on for longer than it was meant to.
 STEADY = {
     "optim.lr": 1e-4,  # AdamW scales the rounding of small gradients up to this in its first steps
