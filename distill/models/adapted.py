@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from distill.errors import UserError
 from distill.models.preprocess import preprocess
-from distill.models.tokenizers.base import Tokenizer
-from distill.models.vision import ImageOutput, check_float, nearest_sizes
+from distill.models.tokenizers.base import Tokenizer, check_list
+from distill.models.vision import ImageOutput, check_images, nearest_sizes
 
 
 class AdaptedTower(nn.Module):
@@ -54,7 +54,7 @@ class AdaptedTower(nn.Module):
 
     def normalised(self, images: Tensor) -> Tensor:
         self.grid(*images.shape[-2:])
-        check_float(images)
+        check_images(images)
         return (images - self.mean) / self.std
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -150,6 +150,7 @@ class AdaptedModel(nn.Module):
     @torch.no_grad()
     def _encode_text(self, texts: list[str]) -> Tensor:
         assert self.tokenizer is not None
+        check_list(texts)
         ids, valid, _ = self.tokenizer.encode(texts, self.text.context)
         return self.text(torch.from_numpy(ids).to(self.device), torch.from_numpy(valid).to(self.device))
 

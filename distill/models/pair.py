@@ -14,6 +14,7 @@ from distill.errors import UserError, unknown
 from distill.models.preprocess import preprocess
 from distill.models.text import TextTower
 from distill.models.tokenizers import Tokenizer, load_tokenizer
+from distill.models.tokenizers.base import check_list
 from distill.models.vision import VisionTower
 
 TOWERS = ("vision", "text")
@@ -76,7 +77,11 @@ class ImageTextModel(nn.Module):
 
     @torch.no_grad()
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Texts -> `[B, D]`. Longer ones than the tower's context are cut. Raises `UserError` for an empty text."""
+        """Texts -> `[B, D]`. Longer ones than the tower's context are cut.
+
+        Raises `UserError` for an empty text, and for one alone, without its list.
+        """
+        check_list(texts)
         ids, valid, _ = self.tokenizer.encode(texts, self.text.context)
         return self.text(torch.from_numpy(ids).to(self.device), torch.from_numpy(valid).to(self.device))
 

@@ -201,7 +201,7 @@ class VisionTower(nn.Module):
     def _tokens(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Checks the input and embeds it: `[B, N, D]`."""
         height, width = self.grid(*images.shape[-2:])
-        check_float(images)
+        check_images(images)
         if mask is not None and (mask.dtype != torch.bool or mask.shape != (len(images), height * width)):
             shape = list(mask.shape)
             raise UserError(f"Mask is {mask.dtype} {shape}; allowed: bool [{len(images)}, {height * width}].")
@@ -277,8 +277,13 @@ def _trunk(arch: Arch, cls_tokens: int, gelu: str, drop_path: float, kernels: st
     return trunk
 
 
-def check_float(images: Tensor) -> None:
-    """Raises `UserError` for whole numbers: pixels from 0 to 255 are far from all that was trained on."""
+def check_images(images: Tensor) -> None:
+    """Raises `UserError` for another shape than `[B, 3, H, W]`, and for whole numbers: pixels from 0 to 255 are far
+    from all that was trained on.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        fix = "images[None] makes a batch of one image" if images.ndim == 3 else "convert them to RGB, channels first"
+        raise UserError(f"Images have the shape {list(images.shape)}. Allowed: [batch, 3, height, width]; {fix}.")
     if not images.is_floating_point():
         raise UserError(f"Images are {images.dtype}: convert to float in [0, 1], for example images.float() / 255.")
 

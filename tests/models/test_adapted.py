@@ -25,3 +25,5 @@ def test_pixels_from_0_to_255_are_refused_as_by_a_tower_of_ours():
     assert torch.equal(cls, torch.full((1, 1, 3), 2.0))
     with pytest.raises(UserError, match=r"Images are torch.uint8: convert to float in \[0, 1\]"):
         model.encode_image(torch.full((1, 3, 4, 4), 255, dtype=torch.uint8))
+    with pytest.raises(UserError, match=r"shape \[3, 4, 4\]"):
+        model.encode_image(torch.ones(3, 4, 4))

@@ -41,6 +41,15 @@ def test_encode_text_is_the_tower_on_tokens(model):
         model.encode_text([""])
 
 
+def test_one_text_or_image_alone_is_told_to_be_a_batch(model):
+    with pytest.raises(UserError, match=r"'red' is one text: write \['red'\]"):
+        model.encode_text("red")  # not three letters
+    with pytest.raises(UserError, match=r"shape \[3, 8, 8\]\. Allowed: \[batch, 3, height, width\]; images\[None\]"):
+        model.encode_image(torch.rand(3, 8, 8))
+    with pytest.raises(UserError, match=r"shape \[1, 1, 8, 8\].*convert them to RGB"):
+        model.encode_image(torch.rand(1, 1, 8, 8))
+
+
 def test_sizes_that_do_not_fit_are_refused(model):
     with pytest.raises(UserError, match="9x8 is not a multiple of the patch size 4"):
         model.encode_image(torch.rand(1, 3, 9, 8))

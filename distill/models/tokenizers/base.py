@@ -58,3 +58,9 @@ def check_not_empty(row: Sequence[int], text: str, position: int) -> None:
     """Raises `UserError` when `text`, at `position` of its batch, gave no tokens."""
     if not row:
         raise UserError(f"Text {position} is empty ({text!r}): a caption needs at least one word.")
+
+
+def check_list(texts: Sequence[str]) -> None:
+    """Raises `UserError` for one text alone, which would be read letter by letter."""
+    if isinstance(texts, str):
+        raise UserError(f"Texts come as a list, but {texts!r} is one text: write [{texts!r}].")
