@@ -52,6 +52,8 @@ class Assembly:
 def assemble(cfg: Config, captions: Iterable[str], resumed: Path | None = None) -> Assembly:
     """Builds a run. `captions` trains the word tokenizer where the recipe asks for one, and no earlier run has it.
 
+    `resumed`: the checkpoint that the run will be put back to; students then stay as built until it is.
+
     Students are built before anything else and each from its own seed, so that two recipes that differ in the frozen
     teacher start from the same student, and so do two that train without one.
     """
@@ -61,8 +63,9 @@ def assemble(cfg: Config, captions: Iterable[str], resumed: Path | None = None) 
     tokenizer = choose_tokenizer(cfg, opened, captions, resumed)
     models = [_student(cfg, student, tokenizer, student_seed(cfg, i)) for i, student in enumerate(cfg.students)]
     teacher_model = opened.model if opened else _cotrained_model(cfg, tokenizer)
-    for model, student in zip(models, cfg.students):
-        students.initialise(model, student, cfg, teacher_model)
+    if resumed is None:  # else its checkpoint has the weights, and what they began with may not be there any more
+        for model, student in zip(models, cfg.students):
+            students.initialise(model, student, cfg, teacher_model)
     widths = feature_widths(cfg, (teacher_model or models[0]).image.width)
     learners = {
         student.name: _learner(cfg, model, cfg.objective.patch.tokens, widths, student_seed(cfg, i) + 1)

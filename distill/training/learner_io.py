@@ -36,7 +36,10 @@ def load_learner(learner: Learner, saved: dict[str, Any], where: str) -> None:
             learner.heads.load_state_dict(saved["heads"])
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise UserError(f"{where} has other shapes: {reason}") from error
+        raise UserError(
+            f"{where} has other shapes: {reason} Give students.*, vision.*, text.* and heads.* the values that they "
+            f"have in its resolved.yaml."
+        ) from error
     if learner.logit_bias is not None and saved["logit_bias"] is not None:
         with torch.no_grad():
             learner.logit_bias.copy_(saved["logit_bias"])

@@ -51,7 +51,9 @@ def test_ours_stand_beside_theirs_on_the_same_benchmark_only():
         ),
         "retrieval": result("retrieval", "folder:/data/flickr30k", i2t_r1_cls2=0.9),
         "depth": result("depth", "nyuv2 test", rmse=0.3456, rmse_constant=1.2),
-        "knn": result("knn", "imagenet val", top1_cls1=0.8, top1_patches=0.7, top1_patches_k10=0.7, top1_constant=0.001),
+        "knn": result(
+            "knn", "imagenet val", top1_cls1=0.8, top1_patches=0.7, top1_patches_k10=0.7, top1_constant=0.001
+        ),
         "zeroshot_seg@train": result("zeroshot_seg", "ade20k training", miou_value=0.25),
         "knn@sketch": result("knn", "imagenet all", top1_cls1=0.6),  # also -A, -R and V2
     }

@@ -89,6 +89,7 @@ MISFITS = [
     ({"text.init": "file:model.safetensors", "text.tokenizer": "clip"}, "has another tokenizer"),
     ({"train.stage_from": "run.pt", DEPTH: 3}, "student 'student' has other shapes: Missing key(s)"),
     ({"train.stage_from": "run.pt", "heads.prototypes": 64}, "student 'student' has other shapes: size mismatch"),
+    ({"train.stage_from": "run.pt", "vision.position_grid": 9}, "students.*, vision.*, text.* and heads.* the values"),
     ({"train.stage_from": "run.pt", "vision.gelu": "tanh"}, "was trained with vision.gelu erf, here it is tanh"),
     ({"train.stage_from": "run.pt", "text.tokenizer": "clip"}, "has another tokenizer"),
     ({"train.stage_from": "run.pt", "students.0.name": "other"}, "has no student 'other'. It has: student"),

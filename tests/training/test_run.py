@@ -392,6 +392,21 @@ def test_a_text_tower_of_another_run_brings_its_words(small_run, saved):
         small_run("third", **start, **{"text.tokenizer": "clip"})
 
 
+def test_a_run_goes_on_without_what_its_students_began_with(tmp_path: Path, small_run):
+    first = small_run("first").folder
+    changes = {"students": [{"name": "student", "arch": "tiny/8", "depth": 1, "init": f"run:{first}"}]}
+    changes |= {"text.init": f"run:{first}", "train.steps": 4, "train.checkpoint_every": 2, "train.keep": 9}
+    whole = small_run("whole", **changes).folder
+    shutil.copytree(whole, tmp_path / "stopped")
+    checkpoint.path_of(tmp_path / "stopped" / "checkpoints", 4).unlink()
+    first.rename(tmp_path / "elsewhere")
+    result = small_run("stopped", resume=True, **changes)
+    assert result.step == 4
+    assert_identical(whole, result.folder)
+    with pytest.raises(UserError, match="first"):
+        small_run("another", **changes)
+
+
 def test_a_second_stage_without_averages_may_follow_a_run_without_targets(small_run):
     first = small_run("plain", **{"objective.patch.weight": 0.0, "objective.cls.weight": 0.0})
     small_run("second", **{"train.stage_from": str(first.folder), "teacher.mode": "none"})
