@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from distill.config.fields import MISSING
+from distill.config.fields import MISSING, leaf_of
 from distill.config.load import ConfigError, load_config
 from distill.config.recipes import find
 from distill.config.resolved import Resolved
@@ -59,10 +59,12 @@ def _check_study(recipe: str, overrides: list[str], as_json: bool) -> int:
     from distill.study.run import plan_study
 
     plan = plan_study(recipe, settings(overrides))
+    supply = _study_supply(plan)
     problems = _study_data(plan)
     teachers = {cell.variant: plan.cells[cell.teacher].variant for cell in plan.cells.values() if cell.teacher}
     if as_json:
-        found = {"recipe": recipe, "problems": problems, "cells": list(plan.cells), "teachers": teachers}
+        cells = list(plan.cells)
+        found = {"recipe": recipe, "problems": problems, "cells": cells, "teachers": teachers, "supply": supply}
         print(json.dumps(found, indent=2))
         return 1 if problems else 0
     print(f"{recipe}: {plan.recipe.title}\n")
@@ -76,9 +78,23 @@ def _check_study(recipe: str, overrides: list[str], as_json: bool) -> int:
     if problems:
         print("A cell would be refused.")
         return 1
-    words = shlex.join([recipe, *overrides])
+    if supply:
+        print("\nYou must supply")
+        for key, text in supply.items():
+            print(f"  {key}=...  {text}")
+        print()
+    words = " ".join([shlex.join([recipe, *overrides]), *(f"{key}=..." for key in supply)])
     print(f"What one of them takes: distill check {plan.recipe.base}. To run them: distill study {words}")
     return 0
+
+
+def _study_supply(plan: Plan) -> dict[str, str]:
+    """The keys that the study leaves to the user, and what they mean."""
+    cell = next(iter(plan.cells.values()))
+    missing = load_config(cell.base, cell.overrides).missing
+    if plan.eval["dataset"] == MISSING:
+        missing = [*missing, "eval.dataset"]
+    return {key: leaf_of(key).help for key in missing}
 
 
 def _study_data(plan: Plan) -> list[str]:

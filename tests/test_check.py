@@ -173,6 +173,14 @@ def test_a_study_whose_data_is_not_there_is_no_valid_one(capsys):
     assert "A cell would be refused." in out
 
 
+def test_a_study_says_what_it_leaves_to_the_user(capsys):
+    assert check("study/bridge_photos", []) == 0
+    out = capsys.readouterr().out
+    assert "You must supply\n  data.shards=...  tars" in out and "\n  eval.dataset=...  " in out
+    assert "distill study study/bridge_photos data.shards=... eval.dataset=...\n" in out
+    assert list(report(capsys, "study/bridge_photos")[1]["supply"]) == ["data.shards", "eval.dataset"]
+
+
 def test_the_command_to_run_has_the_settings_that_were_checked(capsys):
     check("pretrain/scenes_tiny", ["train.steps=7", "captions.cls2=[]"])
     assert "To run it: distill run pretrain/scenes_tiny train.steps=7 'captions.cls2=[]'\n" in capsys.readouterr().out
