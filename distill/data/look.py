@@ -142,6 +142,15 @@ def report(found: Look) -> str:
     return "\n".join(lines)
 
 
+def _wrap(text: str, font: ImageFont.FreeTypeFont) -> list[str]:
+    """The beginning of a text in four lines, none wider than a picture."""
+    for letters in range(30, 0, -1):
+        lines = textwrap.wrap(text, letters, max_lines=4, placeholder=" …")
+        if all(font.getlength(line) <= TILE for line in lines):
+            break
+    return lines
+
+
 def contact_sheet(tiles: list[tuple[Image.Image, str]], path: Path) -> None:
     """A PNG of the pictures with the beginning of a caption below each. Raises OSError when it cannot be written."""
     font = ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 11)
@@ -154,6 +163,6 @@ def contact_sheet(tiles: list[tuple[Image.Image, str]], path: Path) -> None:
         row, column = divmod(number, columns)
         left, top = gap + column * (TILE + gap), gap + row * (TILE + TEXT + gap)
         sheet.paste(picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2))
-        lines = textwrap.wrap(text, 30, max_lines=4, placeholder=" …")
+        lines = _wrap(text, font)
         draw.multiline_text((left, top + TILE + 2), "\n".join(lines), fill="black", font=font, spacing=2)
     sheet.save(path)

@@ -77,6 +77,14 @@ def test_contact_sheet(make, tmp_path):
     assert (sheet == [255, 0, 0]).all(-1).sum() == 180 * 90
 
 
+def test_wide_letters_stay_below_their_picture(tmp_path):
+    picture = Image.new("RGB", (180, 180), "red")
+    contact_sheet([(picture, "W" * 200), (picture, "")], tmp_path / "wide.png")
+    sheet = np.asarray(Image.open(tmp_path / "wide.png").convert("L"))
+    assert sheet[190:, :188].min() < 128
+    assert (sheet[190:, 188:] == 255).all()
+
+
 def test_nothing_to_look_at(tmp_path):
     with pytest.raises(UserError, match="No shard matches"):
         look(f"{tmp_path}/*.tar")
