@@ -103,6 +103,8 @@ def main_look(args: argparse.Namespace) -> int:
 
     if args.samples < 0:
         raise UserError(f"--samples is {args.samples}. Allowed: 0 (all) or more.")
+    if not args.out.resolve().parent.is_dir():
+        raise UserError(f"--out {args.out}: there is no folder {args.out.resolve().parent}. Make it first.")
     found = look(args.shards, args.samples)
     print(report(found))
     try:

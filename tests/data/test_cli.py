@@ -37,12 +37,16 @@ def test_pack_then_look(folder, capsys):
     assert (folder / "sheet.png").exists()
 
 
-def test_bad_words(folder):
+def test_bad_words(folder, capsys):
     with pytest.raises(UserError, match="--samples is -1"):
         run("data", "look", folder, "--samples", -1)
     run("data", "pack", folder / "src", folder / "out", "--workers", 1)
     with pytest.raises(UserError, match="Cannot write"):
+        run("data", "look", folder / "out", "--out", folder / "x.nope")
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"there is no folder .*none\. Make it first"):
         run("data", "look", folder / "out", "--out", folder / "none" / "x.png")
+    assert "samples" not in capsys.readouterr().out  # nothing was read for it
 
 
 def test_renamed():
