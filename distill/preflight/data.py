@@ -144,6 +144,8 @@ def _check_fields(report: DataReport, source: ShardSource, found: Found, config:
                 shard, sample = source.name(lacking[0])
                 lack = f"{len(lacking)} of {len(found)} samples looked at have no field '{name}'"
                 some.append(f"{key}: {lack} (first {sample} in {shard})")
+            if len(lacking) < len(found) and not any(name in there for there in found.values()):
+                report.lines.append(f"{key}: {_replaced(found, name, captions.fallback)}")
     lost, allowed = 1 - sum(map(picker.chance, found.values())) / len(found), config.data.max_error_rate
     if nowhere or lost <= allowed:
         report.problems += nowhere
@@ -154,6 +156,11 @@ def _check_fields(report: DataReport, source: ShardSource, found: Found, config:
         f"{'; '.join(some) or 'Texts are empty'}. Set captions.fallback to a field that every sample has, or raise "
         "data.max_error_rate"
     )
+
+
+def _replaced(found: Found, name: str, fallback: str | None) -> str:
+    near = did_you_mean(name, set().union(*found.values()))
+    return f"no sample looked at has a field '{name}', captions.fallback={fallback} stands for it.{near}".rstrip(".")
 
 
 def _lacks(source: ShardSource, index: int, found: Found, name: str) -> str:

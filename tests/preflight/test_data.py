@@ -144,7 +144,14 @@ def test_names_with_a_colon(tmp_path, monkeypatch):
 
 def test_a_fallback_or_no_contrast_needs_no_fields(tmp_path):
     tar(tmp_path / "a.tar", {"alt": "one"})
-    assert look(f"{tmp_path}/a.tar", **{"captions.fallback": "alt"}).problems == []
+    filled = look(
+        f"{tmp_path}/a.tar", **{"captions.fallback": "alt", "captions.cls1": ["atl"], "captions.cls2": ["alt"]}
+    )
+    assert filled.problems == []
+    said = [line for line in filled.lines if line.startswith("captions.")]
+    assert said == [
+        "captions.cls1: no sample looked at has a field 'atl', captions.fallback=alt stands for it. Did you mean 'alt'?"
+    ]
     assert look(f"{tmp_path}/a.tar", **{"objective.contrastive.weight": 0}).problems == []
 
 
