@@ -85,7 +85,7 @@ class Sums:
 class Locality(Task):
     name = "locality"
     requires = (MASKS,)
-    headline = ("class_share_final", "class_share_value", "global_share_final", "global_share_value")
+    headline = tuple(f"{kind}_share_{path}" for kind in ("class", "global") for path in ("final", "value", "raw"))
     Options = LocalityOptions
 
     def __init__(self, context: Context, options: LocalityOptions):

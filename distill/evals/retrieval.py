@@ -46,7 +46,11 @@ class Retrieval(Task):
     name = "retrieval"
     requires = (CAPTIONS,)
     text = True
-    headline = tuple(f"{way}_r1_{feature}" for way in ("i2t", "t2i") for feature in ("cls1", "cls2", "both"))
+    headline = (
+        *(f"{way}_r1_{feature}" for way in ("i2t", "t2i") for feature in ("cls1", "cls2", "both")),
+        "chance_i2t_r1",
+        "chance_t2i_r1",
+    )
     Options = RetrievalOptions
 
     def __init__(self, context: Context, options: RetrievalOptions):
