@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -53,12 +54,15 @@ class CaptionPicker:
         self.fallback = cfg.fallback
         self._met: set[str] = set()  # fields that a sample had, or its fallback
         self._missed: Counter[str] = Counter()  # how many samples lacked one that none has had
+        self._replaced: Counter[str] = Counter()  # how often the fallback stood for one that no sample had itself
+        self._own: set[str] = set()  # fields that a sample had itself
 
     def pick(self, sample: Sample, rng: np.random.Generator) -> list[str]:
         """C texts, one per CLS token. Takes the same number of draws for every sample.
 
         Raises SampleError when the sample lacks the field drawn and its fallback, or the text drawn is empty; UserError
-        when a field has been missing in MISSES samples and no sample has had it.
+        when a field has been missing in MISSES samples and no sample has had it. Warns once where a fallback has stood
+        for such a field, as the field's name may be a mistake.
         """
         draws = rng.random((len(self.fields), 2))  # [C, (field, text)] in [0, 1)
         return [self._one(sample, fields, field, text) for fields, (field, text) in zip(self.fields, draws.tolist())]
@@ -85,10 +89,24 @@ class CaptionPicker:
         if not texts:
             raise self._missing(sample, field)
         self._met.add(field)
+        self._watch_fallback(sample, field)
         text = texts[int(text_draw * len(texts))].strip()
         if not text:
             raise SampleError(sample.shard, sample.key, f"empty caption (field '{field}')")
         return text
+
+    def _watch_fallback(self, sample: Sample, field: str) -> None:
+        if sample.captions.get(field):
+            self._own.add(field)
+        elif field not in self._own:
+            self._replaced[field] += 1
+            if self._replaced[field] == MISSES:
+                found = ", ".join(sorted(sample.captions))
+                warnings.warn(
+                    f"None of the first {MISSES} samples had the caption field '{field}': captions.fallback="
+                    f"{self.fallback} stood for it (fields found: {found}).",
+                    stacklevel=2,
+                )
 
     def _missing(self, sample: Sample, field: str) -> SampleError | UserError:
         found = ", ".join(sorted(sample.captions)) or "none"

@@ -67,7 +67,7 @@ def _describe_shards(report: DataReport, shards: list[str], config: Config, stre
     report.lines.append(text if streamed else f"{text}, {size / 2**30:.2f} GiB; first {shards[0]}")
     processes = max(config.data.workers, 1) * config.train.devices
     report.lines.append(
-        f"{processes:,} loader processes ({config.data.workers} workers x {config.train.devices} ranks)"
+        f"loader processes: {processes:,} ({config.data.workers} workers x {config.train.devices} ranks)"
     )
     try:
         report.lines.append(f"JPEGs decoded by {choose_decoder(config.data.decoder)}")

@@ -130,4 +130,9 @@ def _results_folder(args: argparse.Namespace) -> Path:
     from distill.study.recipe import read_study
 
     folder = Path(args.recipe)
-    return folder if folder.is_dir() else Path(args.runs) / (args.name or read_study(args.recipe).study)
+    if folder.is_dir():
+        return folder
+    try:
+        return Path(args.runs) / (args.name or read_study(args.recipe).study)
+    except UserError as error:
+        raise UserError(f"There is no folder of results {folder}, and as a recipe: {error}") from None

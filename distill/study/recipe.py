@@ -116,6 +116,10 @@ def read_study(name: str | Path, scale: str | None = None) -> StudyRecipe:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path} must hold a mapping with the keys {', '.join(KEYS)}.")
+    if not any(key in tree for key in ("study", "factors", "variants")):
+        kind = "is a list of evaluation tasks" if found.is_suite else "is the recipe of one run"
+        use = f"distill eval MODEL {found.name}" if found.is_suite else f"distill run {found.name}"
+        raise UserError(f"'{found.name}' {kind}, not a study; use: {use}. Studies: distill ls study.")
     known(path, "key", tree, KEYS)
     missing = [k for k in ("study", "base", "factors", "variants") if not tree.get(k)]
     if missing:

@@ -1,4 +1,5 @@
 import json
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -50,6 +51,22 @@ def test_the_draw_depends_on_the_epoch():
 
 def test_one_cls_token():
     assert pick(CaptionsConfig(cls2=[]), sample(web=["w"]), 1) == [["w"]]
+
+
+def test_a_field_that_only_the_fallback_serves_is_warned_of_once():
+    picker = CaptionPicker(CaptionsConfig(cls1=["captoin"], cls2=["rare"], fallback="alt"))
+    samples = [sample(alt=["a"], **({"rare": ["b"]} if i == 7 else {})) for i in range(200)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for one in samples[: MISSES - 1]:
+            picker.pick(one, np.random.default_rng(0))
+        assert not told
+        for one in samples[MISSES - 1 :]:
+            picker.pick(one, np.random.default_rng(0))
+    assert [str(one.message) for one in told] == [
+        f"None of the first {MISSES} samples had the caption field 'captoin': captions.fallback=alt stood for it "
+        "(fields found: alt)."
+    ]
 
 
 def test_fallback_for_a_missing_field():

@@ -339,6 +339,11 @@ def test_command_line_rebuilds_and_refuses(done: Done, capsys: pytest.CaptureFix
     for words in (["--only", "a"], ["--seeds", "3"], ["--lr-check"]):
         assert main(["study", str(done.folder), *words, "--report"]) == 2
         assert f"takes no {words[0]}; leave it out" in capsys.readouterr().err
+    assert main(["study", "no/folder", "--report"]) == 2
+    assert "There is no folder of results no/folder, and as a recipe: " in capsys.readouterr().err
+    for recipe, use in (("pretrain/scenes_tiny", "distill run pretrain/scenes_tiny"), ("eval/scenes", "distill eval")):
+        assert main(["study", recipe]) == 2
+        assert f"not a study; use: {use}" in capsys.readouterr().err
     assert main(["study", "study/no_such_study"]) == 2
     assert "no_such_study" in capsys.readouterr().err
     assert main(["study", "study/demo", "--only", " , "]) == 2
