@@ -129,7 +129,7 @@ def _complaint(parser: argparse.ArgumentParser, word: str, takes_settings: bool)
 
 
 def _overview() -> str:
-    lines = ["Pretrain, distil, compare and evaluate image-text encoders that supervise every patch.", ""]
+    lines = ["Pretrain, distil, compare and evaluate vision-language encoders.", ""]
     lines += [f"  distill {verb:<7}{text}" for verb, (_, text) in VERBS.items()]
     lines += ["", "Start with: distill ls. Help for one verb: distill VERB --help."]
     return "\n".join(lines)

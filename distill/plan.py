@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 HELP = "work out memory, step time and days of a recipe on given devices"
 TEXT = """Work out memory, step time, tokens and days of a recipe on given devices.
 
-gpu=NAME is one of a small table (a100-80, h100, h200, b200, ...; default h100), or cpu: then this machine is probed
-for some seconds. gpus=N sets train.devices. All other words are settings of the recipe, as for distill run."""
+gpu=NAME is one of a small table (a100-80, h100, h200, b200, ...; default h100),
+or cpu: then this machine is probed for some seconds. gpus=N sets train.devices.
+All other words are settings of the recipe, as for distill run."""
 
 
 def register(subparsers: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,13 @@ def test_the_functions_are_those_of_the_parts():
     assert callable(distill.study)
     with pytest.raises(AttributeError, match="no attribute 'runn'"):
         _ = distill.runn
+
+
+@pytest.mark.parametrize("verb", [[], *([verb] for verb in cli.VERBS), ["data", "pack"], ["data", "look"]])
+def test_help_fits_80_columns(verb, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        cli.main([*verb, "--help"])
+    text = capsys.readouterr().out
+    assert text
+    assert [line for line in text.splitlines() if len(line) > 80] == []

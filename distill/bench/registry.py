@@ -25,7 +25,7 @@ BENCHMARKS: dict[str, tuple[str, str]] = {  # name: (module, one line)
     "curves": ("distill.bench.curves", "cost of a step against batch, patches, prototypes and students"),
     "cuda": ("distill.bench.cuda", "full-size steps and the prototype loss on a GPU"),
     "kept_targets": ("distill.bench.kept_targets", "a frozen teacher's targets, read from disk or by a pass"),
-    "plan": ("distill.bench.plan", "what distill plan says of time and memory, beside a measured step"),
+    "plan": ("distill.bench.plan", "what distill plan says of a step, beside what is measured"),
     "data": ("distill.bench.data", "from a JPEG to its crops; procedural scenes"),
     "zeroshot_seg": (
         "distill.bench.zeroshot_seg",

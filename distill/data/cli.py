@@ -25,13 +25,14 @@ def register(subparsers: Any) -> None:
 PACK = """Pack a folder of images and a captions file into webdataset shards.
 
 The captions file, in UTF-8, is one of
-  jsonl   a record a line: image, captions (text, list of texts, {field: text} or [{kind, text}]), split
-  csv     a header, then a row per image or per caption; any of , ; tab | between
+  jsonl   a record a line: image, split, captions (text, list of texts,
+          {field: text} or [{kind, text}])
+  csv     a header, then a row per image or caption; , ; tab or | between
   coco    a COCO captions file
   flickr  NAME#NUMBER<tab>CAPTION a line
 Call it again with the same arguments to continue after an interruption."""
 
-LOOK = "Print counts, sizes, caption fields and damage of shards, and draw a contact sheet."
+LOOK = "Print counts, sizes, caption fields and damage; draw a contact sheet."
 
 
 class _Raw(argparse.RawDescriptionHelpFormatter):

@@ -15,25 +15,33 @@ if TYPE_CHECKING:
     from distill.models.sources.base import SourceFacts
 
 HELP = """\
-tasks     zeroshot_seg  zeroshot_cls  retrieval  knn  linear_cls  linear_seg  linear_patch  locality  depth  normals
-          instance
-datasets  scenes[:PIXELS]      the embedded scenes
-          shards:PATTERN       webdataset tars (?train=PATTERN for tasks that fit something)
-          folder:PATH          images/ with masks/, depth/ or normals/, captions.jsonl, or <split>/<class>/ folders
-          csv:FILE jsonl:FILE  images and captions listed in a table
-          KIND:PATH            a benchmark as its publishers ship it, KIND one of ade20k pascal_context59
-                               pascal_context60 voc20 voc21 coco_object coco_stuff cityscapes imagenet coco_karpathy
-                               flickr30k docci nyuv2 navi uned
-          add ?split=NAME, ?train=NAME or ?field=NAME (caption field) where there are several
-options   task.option=value, such as zeroshot_seg.mode=both zeroshot_seg.background=threshold knn.k=10,20
-again     task@NAME=dataset asks for a task a second time, such as zeroshot_seg@tcl=... zeroshot_seg@tcl.stride=224
-recipes   eval/scenes, eval/paper_... (distill ls eval), or a file; words after it win over it;
-          task@NAME=none leaves one of its lines out, task=none all of a task's
+tasks     zeroshot_seg zeroshot_cls retrieval knn linear_cls linear_seg
+          linear_patch locality depth normals instance
+datasets  scenes[:PIXELS]   the embedded scenes
+          shards:PATTERN    webdataset tars (?train=PATTERN for tasks that fit
+                            something)
+          folder:PATH       images/ with masks/, depth/ or normals/,
+                            captions.jsonl, or <split>/<class>/ folders
+          csv:FILE          images and captions listed in a table; jsonl:FILE
+          KIND:PATH         a benchmark as its publishers ship it, KIND one of
+                            ade20k pascal_context59 pascal_context60 voc20
+                            voc21 coco_object coco_stuff cityscapes imagenet
+                            coco_karpathy flickr30k docci nyuv2 navi uned
+          add ?split=NAME, ?train=NAME or ?field=NAME (caption field) where
+          there are several
+options   task.option=value, such as zeroshot_seg.mode=both
+          zeroshot_seg.background=threshold knn.k=10,20
+again     task@NAME=dataset asks for a task a second time, such as
+          zeroshot_seg@tcl=... zeroshot_seg@tcl.stride=224
+recipes   eval/scenes, eval/paper_... (distill ls eval), or a file; words after
+          it win over it; task@NAME=none leaves one of its lines out, task=none
+          all of a task's
 
-examples  distill eval run:runs/scenes_tiny zeroshot_seg=scenes retrieval=scenes knn=scenes linear_patch=scenes
-          distill eval run:runs/photos zeroshot_seg=ade20k:/data/ADE zeroshot_seg.mode=both --json a.json
-          distill eval run:runs/photos eval/paper_segmentation --data /data --json a.json
-          distill eval --compare a.json b.json
+examples
+  distill eval run:runs/scenes_tiny zeroshot_seg=scenes knn=scenes
+  distill eval run:runs/photos zeroshot_seg=ade20k:/data/ADE --json a.json
+  distill eval run:runs/photos eval/paper_segmentation --data /data
+  distill eval --compare a.json b.json
 """
 
 

@@ -21,7 +21,7 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "export",
         help="write a model for another ecosystem",
-        description="Write a model for another ecosystem. It is reloaded there and compared before it is kept.",
+        description="Write a model for another ecosystem. It is loaded again and compared first.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
