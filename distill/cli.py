@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
@@ -150,19 +152,27 @@ def _ls(args: argparse.Namespace) -> int:
     found = {name: header(text) for name, text in shipped().items() if args.filter in name}
     if not found:
         raise UserError(f"No recipe's name contains '{args.filter}'. All of them: distill ls")
-    width = max(map(len, found))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # in a pipe a text is one line
     groups = [*GROUPS, *sorted({name.split("/")[0] for name in found} - set(GROUPS))]
     for group in groups:
         members = {name: top for name, top in found.items() if name.startswith(group + "/")}
         if members:
             print(f"{group}: {GROUPS.get(group, '')}".rstrip(": "))
         for name, top in members.items():
-            print(f"  {name:<{width}}  {top.purpose}")
-            for word, text in (("reproduces", top.reproduces), ("costs", top.costs)):
+            print(f"  {name}")
+            for word, text in (("", top.purpose), ("reproduces ", top.reproduces), ("costs ", top.costs)):
                 if text:
-                    print(f"  {'':<{width}}  {word} {text}")
+                    print(_indented(f"{word}{text}", width))
     print("\nNext: distill check NAME, distill run NAME (distill study, distill eval MODEL), distill cp NAME my.yaml")
     return 0
+
+
+def _indented(text: str, width: int | None) -> str:
+    """A text below its heading, within `width` columns where there is such a limit."""
+    indent = " " * 6
+    return (
+        indent + text if width is None else textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
+    )
 
 
 def _register_cp(subparsers: Any) -> None:

@@ -112,8 +112,18 @@ def test_ls_groups_recipes_with_purpose_and_cost(capsys):
     assert "Pretrain a tiny teacher with iBOT++" in out
     assert "costs 90,000 steps of 8,192 images" in out
     assert "reproduces in small, Table 2 of the paper, and the rows that it lacks" in out
+    assert max(map(len, out.splitlines())) > 120  # a text is one line there
     assert cli.main(["ls", "g14"]) == 0
     assert "scenes_tiny" not in capsys.readouterr().out
+
+
+def test_ls_fits_a_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert cli.main(["ls", "pretrain/"]) == 0
+    lines = capsys.readouterr().out.splitlines()[:-1]  # less what comes next
+    assert max(map(len, lines)) <= 60
+    assert all(line.startswith("      ") for line in lines if line.startswith("   "))
 
 
 def test_cp_copies_once(capsys, tmp_path, monkeypatch):
