@@ -44,6 +44,8 @@ def test_encode_text_is_the_tower_on_tokens(model):
 def test_one_text_or_image_alone_is_told_to_be_a_batch(model):
     with pytest.raises(UserError, match=r"'red' is one text: write \['red'\]"):
         model.encode_text("red")  # not three letters
+    with pytest.raises(UserError, match="Text 1 is None, of type NoneType: give strings"):
+        model.encode_text(["red", None])
     with pytest.raises(UserError, match=r"shape \[3, 8, 8\]\. Allowed: \[batch, 3, height, width\]; images\[None\]"):
         model.encode_image(torch.rand(3, 8, 8))
     with pytest.raises(UserError, match=r"shape \[1, 1, 8, 8\].*convert them to RGB"):

@@ -61,6 +61,9 @@ def check_not_empty(row: Sequence[int], text: str, position: int) -> None:
 
 
 def check_list(texts: Sequence[str]) -> None:
-    """Raises `UserError` for one text alone, which would be read letter by letter."""
+    """Raises `UserError` for one text alone, which would be read letter by letter, and for what is no text."""
     if isinstance(texts, str):
         raise UserError(f"Texts come as a list, but {texts!r} is one text: write [{texts!r}].")
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"Text {position} is {text!r}, of type {type(text).__name__}: give strings.")
