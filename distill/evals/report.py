@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distill.evals.registry import find_task
 from distill.evals.results import UNIT
+from distill.terminal import output
 
 if TYPE_CHECKING:
     from distill.evals.compare import Line
@@ -29,7 +30,6 @@ def show_table(
     `paper`: published numbers by label and metric; where there are any, they get a column. They are of the same model,
     or of the variant `nearest` to it.
     """
-    from rich.console import Console
     from rich.table import Table
 
     table = Table()
@@ -51,34 +51,32 @@ def show_table(
                 known = paper.get((label, name))
                 values.append("" if known is None else figure(known.value, unit))
             table.add_row(*first, name, *values, end_section=row == len(names) - 1)
-    Console().print(table)
+    output().print(table)
 
 
 def show_comparison(lines: Sequence[Line], first: str, second: str) -> None:
     """Prints two models' metrics side by side; the interval is of the difference where images are pairs."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(caption="intervals: bootstrap over images, 95 %")
-    for heading in ("task", "dataset"):
-        table.add_column(heading, overflow="fold", min_width=8)
+    table.add_column("task, dataset", overflow="fold", min_width=8)
     table.add_column("metric", no_wrap=True)
     for heading in (first, second, "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
     for at, line in enumerate(lines):
-        new = at == 0 or lines[at - 1].label != line.label
+        place = sum(other.label == line.label for other in lines[:at])
         last = at + 1 == len(lines) or lines[at + 1].label != line.label
         apart = line.difference_interval is None
+        of_both = (line.label, line.dataset)  # one below the other, beside the metrics
         table.add_row(
-            line.label if new else "",
-            line.dataset if new else "",
+            "\n".join(of_both[place:]) if last else "".join(of_both[place : place + 1]),
             line.metric,
             figure(line.first, line.unit, line.first_interval if apart else None),
             figure(line.second, line.unit, line.second_interval if apart else None),
             figure(line.second - line.first, line.unit, line.difference_interval, "+"),
             end_section=last,
         )
-    Console().print(table)
+    output().print(table)
 
 
 def unit_of(result: Mapping[str, Any], metric: str) -> str | None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from distill.config.entries import NewList, read_overrides
 from distill.errors import UserError
+from distill.terminal import output
 
 OF_A_RUN = ("seeds", "parallel", "only", "again", "keep", "lr_check", "fraction")  # flags, as their attributes
 
@@ -60,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
     from distill.study.run import rebuild, study, tell
     from distill.study.table import summary_table
 
-    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console = output()
     if args.claims and not (args.report and holds_studies(_results_folder(args))):
         raise UserError(f"--claims {args.claims} is for several studies: distill study FOLDER --report --claims FILE.")
     if args.report:

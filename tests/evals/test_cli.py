@@ -1,4 +1,6 @@
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from distill.cli import main
 from distill.errors import UserError
 from distill.evals import suite as suites
 from distill.evals.cli import choose_device
-from distill.evals.report import identity, model_hash
+from distill.evals.compare import Line
+from distill.evals.report import identity, model_hash, show_comparison
 from distill.evals.requests import parse_value, parse_words, read_suite
 from distill.evals.retrieval import Retrieval
 from distill.models.loading import save_model
@@ -273,8 +276,9 @@ def test_compare(model_file, tiny_model, tmp_path, capsys):
     capsys.readouterr()
     assert main(["eval", "--compare", str(first), str(second)]) == 0
     printed = capsys.readouterr().out
-    for word in ("miou_value", "top1_cls1", "+0.0", "[+0.0,", "difference", "bootstrap over images"):
+    for word in ("miou_value", "top1_cls1", "+0.0", "[+0.0,", "difference", "bootstrap over images", "zeroshot_seg "):
         assert word in printed
+    assert printed.count("scenes:32 test") == 2
     assert main(["eval", "--compare", str(first), str(third)]) == 2
     assert "knn: the first has dataset 'scenes:32 test', the second 'scenes:40 test'" in capsys.readouterr().err
     content = json.loads(second.read_text())
@@ -288,6 +292,19 @@ def test_compare(model_file, tiny_model, tmp_path, capsys):
     assert "No such file" in capsys.readouterr().err
     assert main(["eval", "x", "--compare", str(first), str(second)]) == 2
     assert "--compare takes two results files and nothing else" in capsys.readouterr().err
+
+
+def test_a_comparison_fits_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    line = Line("zeroshot_seg", "scenes:64 test", "miou_value", None, 0.123, 0.234, None, None, (-0.172, 0.032))
+    alone = replace(line, label="retrieval", metric="chance_i2t_r1", difference_interval=None)
+    show_comparison([line, replace(line, metric="miou_final"), alone], "one", "other")
+    printed = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert max(map(len, printed.splitlines())) <= 80
+    for word in ("zeroshot_seg ", "retrieval ", "scenes:64 test ", "+11.1 % [-17.2, +3.2] ", "difference "):
+        assert word in printed
+    assert printed.count("scenes:64 test ") == 2
 
 
 @pytest.mark.parametrize(
