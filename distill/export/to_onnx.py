@@ -6,6 +6,7 @@ is compared with the towers by onnxruntime.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,12 @@ def write(opened: OpenedModel, folder: Path) -> None:
 @torch.no_grad()
 def _write(graph: nn.Module, inputs: tuple[Tensor, ...], names: list[str], outputs: list[str], shapes: Any,
            path: Path) -> None:  # fmt: skip
-    torch.onnx.export(
-        graph.eval(), inputs, path, input_names=names, output_names=outputs, dynamic_shapes=shapes, dynamo=True,
-        opset_version=OPSET, verbose=False,
-    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="# The axis name")  # ids and valid share their axes, as they should
+        torch.onnx.export(
+            graph.eval(), inputs, path, input_names=names, output_names=outputs, dynamic_shapes=shapes, dynamo=True,
+            opset_version=OPSET, verbose=False,
+        )  # fmt: skip
 
 
 def reload(folder: Path) -> Reloaded:
