@@ -85,8 +85,13 @@ def without_key_bias(name: str, value: torch.Tensor) -> torch.Tensor:
 def assert_close(a: Path, b: Path, losses: tuple[str, ...]) -> None:
     first, second = student_weights(a), student_weights(b)
     assert first.keys() == second.keys()
-    worst = {name: float((first[name] - second[name]).abs().max()) for name in first}
-    assert max(worst.values()) < 1e-5, sorted(worst.items(), key=lambda kv: -kv[1])[:5]
+    apart = {name: (first[name] - second[name]).double() for name in first}
+    typical = {name: float(value.square().mean().sqrt()) for name, value in apart.items()}
+    assert max(typical.values()) < 5e-7, sorted(typical.items(), key=lambda kv: -kv[1])[:5]
+    # AdamW moves an element whose gradient is near nothing by up to its rate whatever the size, so that rounding shows:
+    # by 1.5e-5 in one element on a CPU with AVX2 alone, with a rate of 5e-4
+    worst = {name: float(value.abs().max()) for name, value in apart.items()}
+    assert max(worst.values()) < 5e-5, sorted(worst.items(), key=lambda kv: -kv[1])[:5]
     for one, two in zip(read_metrics(a / "metrics.csv"), read_metrics(b / "metrics.csv"), strict=True):
         for loss in losses:
             # six digits are written: they may differ by one unit of the last, and no more than that
